@@ -1,0 +1,129 @@
+"""The frozen nouns that cross rooms and processes.
+
+Knows: the shape of a generation job and of what the engine says back. Does not know: text, HTTP,
+torch, or how anything is computed. Every type is a `msgspec.Struct`, so that it travels between
+the front process and the engine worker as msgpack without a second definition.
+
+Units: tokens are counts of token ids; logprobs are natural logarithms; `_s` is seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How one job picks its tokens. Already validated: the engine trusts the ranges.
+
+    `temperature == 0` is greedy. `top_k == 0` and `top_p == 1.0` mean "off". `seed` is always a
+    number here: the front draws one when the client gives none, so that a preempted job repeats
+    its own choices. `logprobs is None` means none are wanted; `0` only the chosen token's.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to generate. `n > 1` in a request becomes n jobs with n seeds.
+
+    `max_tokens_explicit` is False when the client left the bound open: the engine may then lower
+    it to what the KV pool can hold; an explicit bound that can never fit is refused instead.
+    """
+
+    id: str
+    prompt: list[int]
+    sampling: SamplingParams
+    max_tokens_explicit: bool = True
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of one produced token, from the model's raw distribution (before
+    temperature, penalties and filters), and of the most likely alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one engine step produced for one job.
+
+    `token_ids` may be empty only in a finishing delta. The stop token itself (eos or a stop id)
+    is delivered in `token_ids`, as the parser needs it. `cached_tokens`, on the first delta, is
+    the number of prompt tokens whose KV was found in the prefix cache.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish: FinishReason | None = None
+    cached_tokens: int | None = None
+
+
+class KvGroupInfo(msgspec.Struct, frozen=True):
+    """One block pool: all layers of one attention type. `window` is None for full attention."""
+
+    name: str
+    layers: int
+    window: int | None
+    num_blocks: int
+    block_bytes: int
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a started engine is. `max_model_len` counts prompt and output together."""
+
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    block_size: int
+    kv_groups: tuple[KvGroupInfo, ...]
+    kv_token_capacity: int
+    max_num_seqs: int
+    dtype: str
+    device: str
+    weights_bytes: int
+    attention_backend: str
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of the engine, taken after a step. Counters only grow within one worker."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_in_use: dict[str, int] = {}
+    blocks_cached: dict[str, int] = {}
+    blocks_total: dict[str, int] = {}
+    steps: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    preemptions: int = 0
+    prefix_queries_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    jobs_finished: int = 0
+    jobs_failed: int = 0
+    jobs_cancelled: int = 0
+
+
+class EngineState(msgspec.Struct, frozen=True):
+    """Whether the engine can take work, why not, and how often its worker was restarted."""
+
+    ready: bool
+    reason: str
+    restarts: int = 0
