@@ -1,0 +1,189 @@
+"""Continuous batching: which sequences compute how many tokens in the next step.
+
+Knows: waiting and running sequences, the token budget, who yields when memory runs dry. Does not
+know: tensors, sampling, processes. Deterministic: no clock, no randomness.
+
+A step first gives every decoding sequence its one token, oldest first, then spends the rest of
+the budget on prefills in the order of a `PrefillOrder`. When the pool runs dry the youngest
+running sequence is preempted: it lets go of its blocks, keeps its tokens and is recomputed
+later. The oldest is never preempted, so every admitted job ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gpt_oss_server.engine.kv_space import KvSpace
+from gpt_oss_server.engine.order import PrefillItem, PrefillOrder
+from gpt_oss_server.engine.sequence import Sequence
+
+# Admission attempts that may fail in one step: bounds the host time of a step behind a long queue.
+MAX_REFUSALS = 8
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step's work: `seqs[i]` computes `tokens[i]` tokens; those in `samples` (indices into
+    `seqs`) then have no token left to compute and sample their next one."""
+
+    seqs: list[Sequence] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def samples(self) -> list[int]:
+        return [i for i, seq in enumerate(self.seqs) if seq.remaining == self.tokens[i]]
+
+
+class Batcher:
+    """Owns the queue of an engine. `add`, `remove` and `schedule` are its whole surface; between
+    two `schedule` calls the caller reports what was computed through `kv.advance`."""
+
+    def __init__(self, kv: KvSpace, order: PrefillOrder, max_batch_tokens: int) -> None:
+        self.kv = kv
+        self.waiting: dict[int, Sequence] = {}
+        self.running: dict[int, Sequence] = {}
+        self.preemptions = 0
+        self.prefix_queries_tokens = 0
+        self.prefix_hit_tokens = 0
+        self._order = order
+        self._budget = max_batch_tokens
+        self._hit: dict[int, int] = {}
+        self._overtaken = 0
+        self._blocked: int | None = None
+
+    def add(self, seq: Sequence) -> None:
+        self.waiting[seq.arrival] = seq
+        self._hit[seq.arrival] = self.kv.lookup(seq)
+
+    def remove(self, seq: Sequence) -> None:
+        """Forget a sequence, wherever it is, and free what it holds."""
+        if self.running.pop(seq.arrival, None) is not None:
+            self.kv.free(seq)
+        else:
+            self.waiting.pop(seq.arrival)
+            self._hit.pop(seq.arrival)
+
+    def schedule(self) -> Batch:
+        """The next step's batch; empty when there is nothing to do. May preempt."""
+        grants: dict[int, int] = {}
+        for arrival in sorted(a for a, s in self.running.items() if s.decoding):
+            # A preemption may have taken a later one meanwhile.
+            seq = self.running.get(arrival)
+            if seq is not None and len(grants) < self._budget and self._make_room(seq, grants):
+                self.kv.grow(seq, 1)
+                grants[arrival] = 1
+        self._schedule_prefills(grants, self._budget - len(grants))
+        batch = Batch()
+        for arrival, tokens in grants.items():
+            batch.seqs.append(self.running[arrival])
+            batch.tokens.append(tokens)
+        return batch
+
+    def _make_room(self, seq: Sequence, grants: dict[int, int]) -> bool:
+        """Preempt younger sequences, last the sequence itself, until it can compute a token.
+        Returns whether it can."""
+        while self.kv.fit_tokens(seq) < 1:
+            victim = self.running[max(self.running)]
+            if victim is seq and not seq.decoding and len(self.running) > 1:
+                return False  # a prefill that cannot go on keeps its work and waits
+            grants.pop(victim.arrival, None)
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        del self.running[seq.arrival]
+        self.kv.free(seq)
+        seq.preemptions += 1
+        self.preemptions += 1
+        self.add(seq)
+
+    def _schedule_prefills(self, grants: dict[int, int], budget: int) -> None:
+        if budget <= 0:
+            return
+        candidates = {a: s for a, s in self.running.items() if not s.decoding}
+        items = [PrefillItem(a, s.remaining) for a, s in candidates.items()]
+        size = self.kv.block_size
+        items += [PrefillItem(a, s.length - self._hit[a] * size) for a, s in self.waiting.items()]
+        coming: set[bytes] = set()
+        refused: set[int] = set()
+        for arrival, cap in self._order.rank(items, budget):
+            if budget == 0:
+                break
+            if arrival in refused:
+                continue
+            if arrival in self.waiting:
+                if len(refused) >= MAX_REFUSALS:
+                    continue
+                if not self._admit(self.waiting[arrival], coming):
+                    refused.add(arrival)
+                    continue
+            seq = self.running.get(arrival)
+            if seq is None:
+                continue
+            taken = self._grant(seq, min(cap, budget), grants, coming)
+            budget -= taken
+
+    def _grant(self, seq: Sequence, cap: int, grants: dict[int, int], coming: set[bytes]) -> int:
+        """Give a prefill up to `cap` more tokens of this step; returns how many."""
+        already = grants.get(seq.arrival, 0)
+        want = min(cap, seq.remaining - already)
+        if want <= 0 or (not already and not self._make_room(seq, grants)):
+            return 0
+        total = min(already + want, self.kv.fit_tokens(seq))
+        if total <= already:
+            return 0
+        self.kv.grow(seq, total)
+        grants[seq.arrival] = total
+        size = self.kv.block_size
+        coming.update(seq.hasher.hashes[seq.computed // size : (seq.computed + total) // size])
+        return total - already
+
+    def _admit(self, seq: Sequence, coming: set[bytes]) -> bool:
+        """Move a waiting sequence to the running ones if a slot and its prompt's blocks are
+        there. One whose next block another sequence computes in this very step waits for it
+        and then shares it (parallel samples of one prompt, a burst behind one system prompt)."""
+        if not self.kv.free_slots or self._yields_to_blocked(seq):
+            return False
+        hit = self._hit[seq.arrival] = self.kv.lookup(seq)
+        hashes = seq.hasher.hashes
+        if coming and hit < len(hashes) and hashes[hit] in coming:
+            return False
+        if self.running and self.kv.shortfall(seq, hit, self._promised(), len(self.running)):
+            if self._blocked is None or self._blocked not in self.waiting:
+                self._blocked, self._overtaken = seq.arrival, 0
+            return False
+        del self.waiting[seq.arrival]
+        del self._hit[seq.arrival]
+        self.kv.admit(seq, hit)
+        self.running[seq.arrival] = seq
+        self._count_admitted(seq)
+        return True
+
+    def _yields_to_blocked(self, seq: Sequence) -> bool:
+        """Whether a sequence that memory turned away must first get its turn. Others may pass
+        it until they took as many tokens as it needs itself; then the pool drains for it."""
+        blocked = self.waiting.get(self._blocked) if self._blocked is not None else None
+        if blocked is None or blocked is seq:
+            return False
+        return self._overtaken >= blocked.length
+
+    def _count_admitted(self, seq: Sequence) -> None:
+        if seq.arrival == self._blocked:
+            self._blocked = None
+        elif self._blocked is not None:
+            self._overtaken += seq.length
+        if seq.cached_tokens is None:
+            seq.cached_tokens = min(seq.computed, seq.prompt_len)
+            self.prefix_queries_tokens += seq.prompt_len
+            self.prefix_hit_tokens += seq.cached_tokens
+
+    def _promised(self) -> int:
+        """Full-attention blocks that running prefills will still take for their prompts."""
+        size = self.kv.block_size
+        return sum(
+            -(-(s.length + 1) // size) - (s.computed // size)
+            for s in self.running.values()
+            if not s.decoding
+        )

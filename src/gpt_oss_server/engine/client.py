@@ -1,0 +1,266 @@
+"""The front's end of the engine: starts the worker process, keeps it alive, speaks with it.
+
+Knows: processes, sockets, restarts with backoff. Does not know: torch, text, HTTP. Implements
+the `Engine` port; every job that a dying worker leaves behind ends in `EngineFailed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from gpt_oss_server.engine import wire
+from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.errors import EngineFailed, NotReady, ServerError, StartupError
+from gpt_oss_server.types import EngineInfo, EngineState, EngineStats, Job, TokenDelta
+
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MAX_S = 30.0
+STOP_GRACE_S = 5.0
+
+
+class _Stream:
+    """One job's deltas on their way to its reader. Single reader, single writer, one loop."""
+
+    __slots__ = ("_items", "_waiter", "ended")
+
+    def __init__(self) -> None:
+        self._items: deque[TokenDelta | ServerError] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self.ended = False
+
+    def put(self, item: TokenDelta | ServerError) -> None:
+        self._items.append(item)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def get(self) -> TokenDelta:
+        while not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+            self._waiter = None
+        item = self._items.popleft()
+        if isinstance(item, ServerError):
+            self.ended = True
+            raise item
+        self.ended = item.finish is not None
+        return item
+
+
+class _WorkerProtocol(asyncio.Protocol):
+    """Parses frames as they arrive and hands each message on, without a task switch."""
+
+    def __init__(
+        self, on_message: Callable[[wire.ToFront], None], on_lost: Callable[[], None]
+    ) -> None:
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._frames = wire.FrameBuffer()
+        self._decoder = msgspec.msgpack.Decoder(wire.ToFront)
+
+    def data_received(self, data: bytes) -> None:
+        for payload in self._frames.feed(data):
+            self._on_message(self._decoder.decode(payload))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_lost()
+
+
+class EngineClient:
+    """A supervised worker. `start` waits for the first one and raises what keeps it from
+    starting; later deaths are healed by restarting with exponential backoff."""
+
+    def __init__(
+        self, spec: EngineSpec, *, on_progress: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._spec = spec
+        self._on_progress = on_progress
+        self._state = EngineState(ready=False, reason="not started")
+        self._info: EngineInfo | None = None
+        self._stats = EngineStats()
+        self._streams: dict[int, _Stream] = {}
+        self._next_key = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._started: asyncio.Future[EngineInfo] | None = None
+        self._lost = asyncio.Event()
+        self._last_words = ""
+        self._supervisor: asyncio.Task[None] | None = None
+        self._was_ready = False
+
+    async def start(self) -> None:
+        """Start the worker and wait until it is ready. Raises StartupError."""
+        await self._launch()
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise NotReady(f"the engine is not ready: {self._state.reason}", retry_after_s=1.0)
+        return self._info
+
+    def state(self) -> EngineState:
+        return self._state
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The live worker's process id (for operators and for tests that kill it)."""
+        return self._process.pid if self._process is not None else None
+
+    async def generate(self, job: Job) -> AsyncIterator[TokenDelta]:
+        """See the `Engine` port."""
+        transport = self._transport
+        if not self._state.ready or transport is None:
+            raise NotReady(f"the engine is not ready: {self._state.reason}", retry_after_s=1.0)
+        key, self._next_key = self._next_key, self._next_key + 1
+        stream = self._streams[key] = _Stream()
+        try:
+            transport.write(wire.frame(wire.Submit(key, job)))
+            while not stream.ended:
+                yield await stream.get()
+        finally:
+            del self._streams[key]
+            if not stream.ended and transport is self._transport:
+                transport.write(wire.frame(wire.Cancel(key)))
+
+    async def close(self) -> None:
+        """End the worker and wait for it; live jobs end in EngineFailed."""
+        self._state = EngineState(False, "shutting down", self._state.restarts)
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        await self._end_process()
+        self._fail_streams("the server is shutting down")
+
+    async def _launch(self) -> None:
+        """One worker from fork to ready. Raises StartupError if it does not get there."""
+        loop = asyncio.get_running_loop()
+        self._state = EngineState(False, "loading the model", self._state.restarts)
+        self._started = loop.create_future()
+        self._lost.clear()
+        self._last_words = ""
+        self._was_ready = False
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = self._spawn(theirs)
+        transport, _ = await loop.create_connection(
+            lambda: _WorkerProtocol(self._take, self._connection_lost), sock=ours
+        )
+        self._transport = transport
+        transport.write(wire.frame(wire.Start(self._spec)))
+        try:
+            self._info = await self._started
+        except BaseException:
+            await self._end_process()
+            raise
+        self._was_ready = True
+        self._state = EngineState(True, "ready", self._state.restarts)
+
+    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        # One OpenMP thread by default: torch.set_num_threads in the worker has the last word,
+        # but libraries that size their pools at import must not take every core.
+        environment = {"OMP_NUM_THREADS": str(self._spec.threads or 1), **os.environ}
+        return subprocess.Popen(
+            [sys.executable, "-m", "gpt_oss_server.engine.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+
+    async def _supervise(self) -> None:
+        """Wait for a death, say so, bring a new worker up; for ever."""
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            await self._lost.wait()
+            await self._end_process()
+            restarts = self._state.restarts + 1
+            self._state = EngineState(False, f"{self._death_reason()}; restarting", restarts)
+            self._on_progress(f"{self._death_reason()}; restarting in {backoff_s:g} s")
+            await asyncio.sleep(backoff_s)
+            try:
+                await self._launch()
+            except StartupError as error:
+                self._last_words = str(error)
+                self._state = EngineState(False, f"restart failed: {error}", restarts)
+                self._lost.set()
+                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+                continue
+            backoff_s = BACKOFF_FIRST_S
+            self._on_progress("the engine is ready again")
+
+    def _take(self, message: wire.ToFront) -> None:
+        if isinstance(message, wire.StepResult):
+            self._deliver(message)
+        elif isinstance(message, wire.Started):
+            if self._started is not None and not self._started.done():
+                self._started.set_result(message.info)
+        elif isinstance(message, wire.StartFailed):
+            if self._started is not None and not self._started.done():
+                error = StartupError(message.message)
+                error.exit_status = message.exit_status
+                self._started.set_exception(error)
+        elif isinstance(message, wire.Progress):
+            self._state = EngineState(False, message.text, self._state.restarts)
+            self._on_progress(message.text)
+        else:
+            self._last_words = message.message
+
+    def _deliver(self, result: wire.StepResult) -> None:
+        if result.stats is not None:
+            self._stats = result.stats
+        for key, delta in result.deltas:
+            stream = self._streams.get(key)
+            if stream is not None:  # else: cancelled while this was on its way
+                stream.put(delta)
+        for failed in result.failures:
+            stream = self._streams.get(failed.key)
+            if stream is not None:
+                stream.put(wire.error_of(failed))
+
+    def _connection_lost(self) -> None:
+        self._transport = None
+        self._stats = EngineStats()
+        self._state = EngineState(False, "the engine worker ended", self._state.restarts)
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(
+                StartupError("the engine worker ended while loading; see its output above")
+            )
+        self._fail_streams("the engine worker ended while this request ran")
+        self._lost.set()
+
+    def _fail_streams(self, reason: str) -> None:
+        for stream in self._streams.values():
+            stream.put(EngineFailed(reason, retry_after_s=1.0))
+
+    def _death_reason(self) -> str:
+        if self._last_words:
+            return f"the engine worker failed ({self._last_words})"
+        code = self._process.returncode if self._process is not None else None
+        return f"the engine worker ended (exit status {code})"
+
+    async def _end_process(self) -> None:
+        """Close the channel, which ends a healthy worker; kill one that does not listen."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        if not self._was_ready:  # it does not listen while it loads, and has nothing to lose
+            process.kill()
+        try:
+            await asyncio.to_thread(process.wait, STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)

@@ -1,0 +1,138 @@
+"""From a folder to a model on its device, ready for paged attention.
+
+Knows: transformers' loading calls, devices, dtypes. Does not know: KV pools or scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.errors import StartupError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode. `weights_bytes` counts parameters and buffers once each."""
+
+    model: Any
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    context_len: int
+    eos_token_ids: tuple[int, ...]
+    weights_bytes: int
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, else the CPU. Raises StartupError if it is not there."""
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise StartupError(
+                f"--device {name}: no CUDA device is usable here; use --device cpu, or check the "
+                "driver with nvidia-smi"
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise StartupError(
+                f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s)"
+            )
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def pick_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own type on CUDA and float32 on a CPU, where half types are
+    slower and their rounding helps nobody."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32
+    own = config.get_text_config().dtype
+    return own if isinstance(own, torch.dtype) else torch.bfloat16
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+
+
+def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel:
+    """Load or initialise the model that `spec` names.
+
+    Raises:
+        StartupError: no such device, no weights, an architecture transformers does not know,
+            or too little memory; each with one line that says what to do.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    if not spec.show_progress:
+        hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    folder = Path(spec.folder)
+    device = pick_device(spec.device)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise StartupError(f"{folder}: cannot read the model's config: {_line(error)}") from error
+    dtype = pick_dtype(spec.dtype, config, device)
+    if spec.load_format == "auto" and not _has_weights(folder):
+        raise StartupError(
+            f"{folder} holds no weights (*.safetensors); use --load-format random for random ones"
+        )
+    try:
+        if spec.load_format == "random":
+            progress(f"initialising random weights (seed {spec.weights_seed})")
+            torch.manual_seed(spec.weights_seed)
+            with device:
+                model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    config, dtype=dtype
+                )
+        else:
+            progress(f"loading weights onto {device} as {str(dtype).removeprefix('torch.')}")
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=dtype, device_map=device, local_files_only=True
+            )
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise StartupError(
+            f"not enough memory on {device} for the weights: use a smaller model, --dtype "
+            "bfloat16, or another device"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise StartupError(f"{folder}: cannot load the model: {_line(error)}") from error
+    model.eval()
+    model.requires_grad_(False)
+    return _describe(model, device, dtype)
+
+
+def _describe(model: Any, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    text = model.config.get_text_config()
+    generation = model.generation_config
+    eos = generation.eos_token_id if generation is not None else None
+    if eos is None:
+        eos = text.eos_token_id
+    ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    tensors = [*model.parameters(), *model.buffers()]
+    distinct = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
+    return LoadedModel(
+        model=model,
+        device=device,
+        dtype=dtype,
+        vocab_size=int(text.vocab_size),
+        context_len=int(getattr(text, "max_position_embeddings", 0) or 0) or 2048,
+        eos_token_ids=tuple(int(i) for i in ids),
+        weights_bytes=sum(distinct.values()),
+    )
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's text: what a terminal can use."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

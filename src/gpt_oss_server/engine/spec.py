@@ -1,0 +1,38 @@
+"""What the front tells a worker to be: one frozen record, sent once over the wire.
+
+Knows: the settings an engine needs. Does not know: where they came from, nor what they cost.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a worker needs to load a model and serve it.
+
+    `max_batch_tokens`, `max_model_len` and `kv_cache_bytes` of None mean "derive": the token
+    budget from the device, the length from the model's config, the pool from free memory.
+    """
+
+    folder: str
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: Literal["auto", "random"] = "auto"
+    weights_seed: int = 0
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_batch_tokens: int | None = None
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    memory_budget_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    prefix_caching: bool = True
+    prefill_order: Literal["fcfs", "shortest"] = "shortest"
+    prefill_oldest_share: float = 0.25
+    attention_backend: str = "auto"
+    threads: int = 0
+    max_waiting: int = 1024
+    show_progress: bool = False
