@@ -323,14 +323,15 @@ def _layer_types(resolved: ResolvedConfig, warnings: list[str]) -> Sequence[str]
         return [str(name) for name in stated]
     if not resolved.known:
         return ["full_attention"] * layers
-    family = resolved.family
-    return _derived_layer_types(resolved, family.layer_types if family else "stated", layers)
+    return _derived_layer_types(resolved, resolved.family or Family({}), layers)
 
 
-def _derived_layer_types(resolved: ResolvedConfig, rule: str, layers: int) -> Sequence[str]:
-    window = _window(resolved, "sliding_window")
-    if rule in ("alternate", "gemma3"):
-        period = 2 if rule == "alternate" else resolved.count("sliding_window_pattern", 6)
+def _derived_layer_types(resolved: ResolvedConfig, family: Family, layers: int) -> Sequence[str]:
+    window, rule = _window(resolved, "sliding_window"), family.layer_types
+    if rule == "periodic":
+        period = family.period
+        if family.period_field:
+            period = resolved.count("sliding_window_pattern", period)
         return [
             "sliding_attention" if (i + 1) % period else "full_attention" for i in range(layers)
         ]

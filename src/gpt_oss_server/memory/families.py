@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-LayerTypeRule = Literal["stated", "alternate", "qwen", "gemma3", "llama4"]
+from gpt_oss_server.memory.families_plain import PLAIN, PlainRow
+
+LayerTypeRule = Literal["stated", "periodic", "qwen", "llama4"]
 KvRule = Literal["grouped", "falcon", "multi_query", "multi_head", "latent"]
 
 
@@ -24,10 +26,12 @@ class Family:
     """One model type: defaults, spellings and the rules that its layers follow.
 
     `layer_types` says how the list of layer types comes about when the config has none;
-    `kv` says which heads the cache holds; `gated_window` that `use_sliding_window` must be true
-    for the window to count. `splits_heads` says whether tensor-parallel ranks each hold a share of
-    the KV heads; without it transformers' plan leaves every head on every rank (gpt-oss has no
-    plan of its own: this server's splits).
+    `kv` which heads the cache holds; `gated_window` that `use_sliding_window` must be true for
+    the window to count; `period` that of so many layers the last is full and the others slide,
+    `period_field` that `sliding_window_pattern` in the config can change that. `splits_heads`
+    says whether tensor-parallel ranks each hold a share of the KV heads; without it
+    transformers' plan leaves every head on every rank (gpt-oss has no plan of its own: this
+    server's splits).
     """
 
     defaults: Mapping[str, Any]
@@ -35,6 +39,8 @@ class Family:
     layer_types: LayerTypeRule = "stated"
     kv: KvRule = "grouped"
     gated_window: bool = False
+    period: int = 2
+    period_field: bool = False
     splits_heads: bool = True
 
 
@@ -74,13 +80,26 @@ def _fields(
     )
 
 
+def _plain(row: PlainRow) -> Family:
+    """A row of the table of architectures without rules."""
+    head_dim, window, tied, splits_heads = row[7:]
+    named = {"head_dim": head_dim, "sliding_window": window, "tie_word_embeddings": tied}
+    vocab, hidden, intermediate, layers, heads, kv_heads, positions = row[:7]
+    return Family(
+        _fields(vocab, hidden, intermediate, layers, heads, kv_heads, positions, **named),
+        splits_heads=splits_heads,
+    )
+
+
 _GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
 _LATENT = {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64}
 _LATENT |= {"v_head_dim": 128, "qk_nope_head_dim": 128}
 
 _GEMMA3 = Family(
     _fields(262208, 2304, 9216, 26, 8, 4, 131072, **_GEMMA, sliding_window=4096),
-    layer_types="gemma3",
+    layer_types="periodic",
+    period=6,
+    period_field=True,
 )
 _LLAMA4 = Family(
     _fields(
@@ -107,6 +126,7 @@ TEXT_PART: Mapping[str, str] = MappingProxyType({"gemma3": "gemma3_text", "llama
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
+        **{model_type: _plain(row) for model_type, row in PLAIN.items()},
         "gpt_oss": Family(
             _fields(
                 201088,
@@ -123,7 +143,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 attention_bias=True,
             ),
             aliases=MappingProxyType({"num_experts": "num_local_experts"}),
-            layer_types="alternate",
+            layer_types="periodic",
         ),
         "llama": Family(_fields(32000, 4096, 11008, 32, 32, None, 2048, mlp_bias=False)),
         "qwen2": Family(
@@ -177,9 +197,31 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma": Family(_fields(256000, 3072, 24576, 28, 16, 16, 8192, **_GEMMA)),
         "gemma2": Family(
             _fields(256000, 2304, 9216, 26, 8, 4, 8192, **_GEMMA, sliding_window=4096),
-            layer_types="alternate",
+            layer_types="periodic",
         ),
         "gemma3_text": _GEMMA3,
+        "cohere2": Family(
+            _fields(
+                256000,
+                8192,
+                22528,
+                40,
+                64,
+                None,
+                8192,
+                sliding_window=4096,
+                tie_word_embeddings=True,
+            ),
+            layer_types="periodic",
+            period=4,
+            period_field=True,
+        ),
+        "olmo3": Family(
+            _fields(50304, 4096, 11008, 32, 32, None, 2048, sliding_window=4096),
+            layer_types="periodic",
+            period=4,
+            splits_heads=False,
+        ),
         "phi3": Family(_fields(32064, 3072, 8192, 32, 32, None, 4096), splits_heads=False),
         "llama4_text": _LLAMA4,
         "deepseek_v2": Family(

@@ -11,10 +11,11 @@ is transformers' `DynamicCache`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.memory.architecture import LayerAttention, ModelShape
 from gpt_oss_server.memory.blocks import (
     Reach,
@@ -25,11 +26,13 @@ from gpt_oss_server.memory.blocks import (
     max_blocks_of_batch,
 )
 from gpt_oss_server.memory.errors import PoolTooSmall
+from gpt_oss_server.types import KvGroupInfo
 
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
     {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 )
 SLIDING_SPARE = (5, 4)
+_NO_BLOCKS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,61 @@ def kv_tokens(input_tokens: int, max_output_tokens: int) -> int:
     return input_tokens + max(0, max_output_tokens - 1)
 
 
+@dataclass(frozen=True)
+class KvEstimator:
+    """What requests cost in one cache, worked out once so that each answer takes microseconds.
+
+    Made by `estimator` from a config's shape, or by `estimator_of_pools` from the pools of a
+    running engine.
+    """
+
+    groups: tuple[CacheGroup, ...]
+    layout: CacheLayout
+    exact: bool = True
+    warnings: tuple[str, ...] = ()
+
+    def footprint(self, input_tokens: int, max_output_tokens: int) -> Footprint:
+        """What a request needs if it uses its whole output bound, at its worst moment, on one
+        rank.
+
+        Blocks of a pool are the exact maximum over all ways to cut the work into steps of at most
+        `layout.step_tokens`; nothing is assumed shared with other requests.
+        """
+        tokens = kv_tokens(input_tokens, max_output_tokens)
+        layout = self.layout
+        if isinstance(layout, Contiguous):
+            size = sum(group.row_bytes * layout.rows(tokens, group.window) for group in self.groups)
+            return Footprint(size, tokens, _NO_BLOCKS, self.exact, self.warnings)
+        blocks: dict[str, int] = {}
+        size = 0
+        for group in self.groups:
+            count = max_blocks_in_life(tokens, layout.block_size, group.reach, layout.step_tokens)
+            blocks[group.name] = count
+            size += group.row_bytes * layout.block_size * count
+        return Footprint(size, tokens, MappingProxyType(blocks), self.exact, self.warnings)
+
+
+def estimator(
+    shape: ModelShape, layout: CacheLayout, dtype_bytes: int = 2, tp: int = 1
+) -> KvEstimator:
+    """The estimator of a model in a cache of this layout, per rank. Raises `ImpossibleSplit`."""
+    groups = cache_groups(shape, dtype_bytes, tp, compressed=layout.compressed)
+    return KvEstimator(groups, layout, shape.exact, shape.warnings)
+
+
+def estimator_of_pools(
+    pools: Iterable[KvGroupInfo], block_size: int, step_tokens: int = 1
+) -> KvEstimator:
+    """The estimator of a running engine's pools, exact by what the engine itself says of them."""
+    groups = tuple(
+        CacheGroup(
+            pool.name, Reach(pool.window), tuple(range(pool.layers)), pool.block_bytes // block_size
+        )
+        for pool in pools
+    )
+    return KvEstimator(groups, BlockPool(block_size, step_tokens))
+
+
 def request_footprint(
     shape: ModelShape,
     input_tokens: int,
@@ -206,22 +264,8 @@ def request_footprint(
     dtype_bytes: int = 2,
     tp: int = 1,
 ) -> Footprint:
-    """What a request needs if it uses its whole output bound, at its worst moment, on one rank.
-
-    Blocks of a pool are the exact maximum over all ways to cut the work into steps of at most
-    `layout.step_tokens`; nothing is assumed shared with other requests. Raises `ImpossibleSplit`.
-    """
-    tokens = kv_tokens(input_tokens, max_output_tokens)
-    if isinstance(layout, Contiguous):
-        size = kv_bytes(shape, tokens, layout, dtype_bytes, tp)
-        return Footprint(size, tokens, MappingProxyType({}), shape.exact, shape.warnings)
-    groups = cache_groups(shape, dtype_bytes, tp, compressed=layout.compressed)
-    blocks = {
-        group.name: max_blocks_in_life(tokens, layout.block_size, group.reach, layout.step_tokens)
-        for group in groups
-    }
-    size = sum(group.row_bytes * layout.block_size * blocks[group.name] for group in groups)
-    return Footprint(size, tokens, MappingProxyType(blocks), shape.exact, shape.warnings)
+    """`KvEstimator.footprint` of a single request. Raises `ImpossibleSplit`."""
+    return estimator(shape, layout, dtype_bytes, tp).footprint(input_tokens, max_output_tokens)
 
 
 def tokens_that_fit(
@@ -230,8 +274,10 @@ def tokens_that_fit(
     """The longest single sequence (in KV rows) whose worst moment fits the budget; None when
     every layer has a window and any length fits."""
 
+    estimate = estimator(shape, layout, dtype_bytes, tp)
+
     def cost(tokens: int) -> int:
-        return request_footprint(shape, tokens, 0, layout, dtype_bytes, tp).bytes
+        return estimate.footprint(tokens, 0).bytes
 
     # Past this length only the per-token part can still grow, so a cost that fits fits for ever.
     settled = sum(layer.window or 0 for layer in shape.layers) + 1
@@ -242,11 +288,8 @@ def tokens_that_fit(
     per_token = kv_bytes_per_token(shape, dtype_bytes, tp, compressed=layout.compressed)
     if per_token == 0 and cost(settled) <= budget_bytes:
         return None
-    low, high = 0, settled if per_token == 0 else max(0, budget_bytes) // per_token
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost(middle) <= budget_bytes else (low, middle - 1)
-    return low
+    high = settled if per_token == 0 else max(0, budget_bytes) // per_token
+    return _largest(0, high, lambda tokens: cost(tokens) <= budget_bytes)
 
 
 def plan_pools(
@@ -271,11 +314,44 @@ def plan_pools(
     fits the others.
 
     Raises `PoolTooSmall` when not even one block of each pool fits (or, where every layer has a
-    window, one window), `ImpossibleSplit`.
+    window, one window), `ImpossibleSplit`, `ConfigError` for a block size or a number of
+    sequences below one.
     """
+    for name, value in (("block_size", block_size), ("max_num_seqs", max_num_seqs)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
     groups = cache_groups(shape, dtype_bytes, tp, compressed=compressed)
+    caps = _window_caps(groups, block_size, max_num_seqs, max_batch_tokens)
+
+    def size(n: int) -> int:
+        return sum(pool.total_bytes for pool in _pools(groups, caps, block_size, n))
+
+    unbounded = [group for group in groups if group.window is None]
+    windows = [group.window for group in groups if group.window is not None]
+    # Without a pool that keeps every token any length is admitted, so a window must fit whole.
+    least = 1 if unbounded else max(max_blocks_in_step(block_size, w, 1) for w in windows)
+    if size(least) > kv_bytes_budget:
+        raise PoolTooSmall(
+            f"the KV cache needs at least {size(least)} bytes ({least} blocks of {block_size} "
+            f"tokens in each of {len(groups)} pools) but has {max(0, kv_bytes_budget)}",
+            needed_bytes=size(least),
+        )
+    if unbounded:
+        most = kv_bytes_budget // (sum(group.row_bytes for group in unbounded) * block_size)
+    else:
+        most = max(caps.values())
+    blocks = _largest(least, most, lambda n: size(n) <= kv_bytes_budget)
+    planned = _pools(groups, caps, block_size, blocks)
+    holding = [pool for pool in planned if pool.window is None] or list(planned)
+    return PoolPlan(planned, min(pool.num_blocks for pool in holding) * block_size)
+
+
+def _window_caps(
+    groups: tuple[CacheGroup, ...], block_size: int, max_num_seqs: int, max_batch_tokens: int
+) -> Mapping[str, int]:
+    """The most blocks worth giving to each pool with a window: its worst case and a quarter."""
     spare, base = SLIDING_SPARE
-    caps = {
+    return {
         group.name: ceil_div(
             max_blocks_of_batch(block_size, group.window, max_num_seqs, max_batch_tokens) * spare,
             base,
@@ -284,39 +360,27 @@ def plan_pools(
         if group.window is not None
     }
 
-    def sized(n: int) -> tuple[PoolGroup, ...]:
-        return tuple(
-            PoolGroup(
-                group.name,
-                group.window,
-                group.layer_indices,
-                num_blocks=min(n, caps.get(group.name, n)),
-                block_bytes=group.row_bytes * block_size,
-            )
-            for group in groups
-        )
 
-    def size(n: int) -> int:
-        return sum(group.total_bytes for group in sized(n))
-
-    unbounded = [group for group in groups if group.window is None]
-    windows = [group.window for group in groups if group.window is not None]
-    # Without a pool that keeps every token any length is admitted, so a window must fit whole.
-    low = 1 if unbounded else max(max_blocks_in_step(block_size, w, 1) for w in windows)
-    if size(low) > kv_bytes_budget:
-        raise PoolTooSmall(
-            f"the KV cache needs at least {size(low)} bytes ({low} blocks of {block_size} tokens "
-            f"in each of {len(groups)} pools) but has {max(0, kv_bytes_budget)}",
-            needed_bytes=size(low),
+def _pools(
+    groups: tuple[CacheGroup, ...], caps: Mapping[str, int], block_size: int, blocks: int
+) -> tuple[PoolGroup, ...]:
+    """Pools of `blocks` blocks, those with a window at most their cap."""
+    return tuple(
+        PoolGroup(
+            group.name,
+            group.window,
+            group.layer_indices,
+            num_blocks=min(blocks, caps.get(group.name, blocks)),
+            block_bytes=group.row_bytes * block_size,
         )
-    if unbounded:
-        high = kv_bytes_budget // (sum(group.row_bytes for group in unbounded) * block_size)
-    else:
-        high = max(caps.values())
+        for group in groups
+    )
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number in low … high that fits, given that `low` does and that what fits
+    stays fitting below."""
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if size(middle) <= kv_bytes_budget else (low, middle - 1)
-    planned = sized(low)
-    holding = [group for group in planned if group.window is None] or list(planned)
-    capacity = min(group.num_blocks for group in holding) * block_size
-    return PoolPlan(planned, capacity)
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -3,8 +3,9 @@
 Knows: attention, MLP and expert shapes, and where the listed model types differ from a plain
 grouped-attention decoder with a gated MLP. Does not know: dtypes, bytes, checkpoints.
 
-A model type without rules gets `UPPER_BOUND`: every bias and norm that any known decoder has,
-a gated MLP and every expert in every layer, nothing shared between tensor-parallel ranks.
+A model type without rules gets `GENEROUS`: every bias and norm that any known decoder has,
+a gated MLP and every expert in every layer, nothing shared between tensor-parallel ranks. Above
+any plain decoder, but no bound: an unknown config may state its sizes under unknown names.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ RULES: Mapping[str, WeightRules] = MappingProxyType(
         "deepseek_v3": WeightRules("stated", "stated", moe="after_dense", split="replicated"),
     }
 )
-UPPER_BOUND = WeightRules(
+GENEROUS = WeightRules(
     "always",
     "always",
     "always",
@@ -75,7 +76,7 @@ UPPER_BOUND = WeightRules(
 
 def layer_parts(resolved: ResolvedConfig, index: int) -> tuple[WeightPart, ...]:
     """The weights of layer `index`. Raises `ShapeUnknown` for a config that lacks a size."""
-    rules = RULES.get(resolved.model_type, UPPER_BOUND)
+    rules = RULES.get(resolved.model_type, GENEROUS)
     hidden = resolved.count("hidden_size")
     latent = resolved.get("kv_lora_rank") is not None
     attention = _latent(resolved, rules) if latent else _grouped(resolved, rules)
@@ -186,7 +187,7 @@ def _dense(resolved: ResolvedConfig, rules: WeightRules) -> WeightPart:
         "mlp",
         _gated(hidden, width),
         vectors=(2 * width + hidden) * biased,
-        split="replicated" if rules is UPPER_BOUND else "even",
+        split="replicated" if rules is GENEROUS else "even",
         fp8=True,
     )
 
@@ -195,7 +196,7 @@ def _experts(resolved: ResolvedConfig, rules: WeightRules) -> list[WeightPart]:
     """Router, routed experts, and the experts that every token uses."""
     hidden, width = resolved.count("hidden_size"), expert_size(resolved)
     total, used = experts_of(resolved)
-    split: Split = "replicated" if rules is UPPER_BOUND else "even"
+    split: Split = "replicated" if rules is GENEROUS else "even"
     parts = [
         WeightPart("router", (Matrix(1, total, hidden),), vectors=total * rules.moe_bias),
         WeightPart(

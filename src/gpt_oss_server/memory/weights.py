@@ -30,7 +30,7 @@ class ModelWeights:
     """A model's weights by layer. `head` is empty when it is tied to `embedding`.
 
     `checkpoint_bytes`, where known for a model type without rules, replaces the sum of the parts.
-    `exact` is False for an upper bound; `warnings` say what was assumed.
+    `exact` is False for an estimate; `warnings` say what was assumed.
     """
 
     embedding: WeightPart
@@ -131,14 +131,20 @@ def weights_of(
     `dtype` is what they are loaded as (default: the config's own). Weights that the config says
     are quantized count as stored, or with `dequantized` as `dtype`. `checkpoint_bytes`
     (`metadata.total_size` of the safetensors index) is used where the model type has no rules.
-    Raises `ShapeUnknown` for a config that cannot be bounded.
+    Raises `ShapeUnknown` for a config that lacks a size.
     """
     resolved = resolve(config)
     warnings: list[str] = []
     known = resolved.model_type in RULES
     if not known:
-        origin = "upper bound" if checkpoint_bytes is None else "its checkpoint's size"
-        warnings.append(f"model type '{resolved.model_type}' has no weight rules: {origin}")
+        warnings.append(
+            f"model type '{resolved.model_type}' has no weight rules: "
+            + (
+                "generous estimate from the sizes that its config states, not a bound"
+                if checkpoint_bytes is None
+                else "its checkpoint's size"
+            )
+        )
     if any(isinstance(config.get(name), Mapping) for name in ("vision_config", "audio_config")):
         warnings.append("vision and audio parts are not counted")
     heads = resolved.count("num_attention_heads", 1)

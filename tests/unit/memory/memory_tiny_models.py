@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from gpt_oss_server.memory.families_plain import PLAIN
+
 GROUPED = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -129,6 +131,14 @@ TINY: dict[str, dict[str, Any]] = {
         "sliding_window": 9,
         "sliding_window_pattern": 3,
     },
+    "cohere2": {"model_type": "cohere2", **GROUPED, "sliding_window": 9},
+    "cohere2 pattern": {
+        "model_type": "cohere2",
+        **GROUPED,
+        "sliding_window": 9,
+        "sliding_window_pattern": 2,
+    },
+    "olmo3": {"model_type": "olmo3", **GROUPED, "sliding_window": 9},
     "phi3": {"model_type": "phi3", **GROUPED},
     "phi3 sliding": {"model_type": "phi3", **GROUPED, "sliding_window": 6},
     "llama4_text": {
@@ -169,6 +179,21 @@ TINY: dict[str, dict[str, Any]] = {
         "num_kv_heads": 2,
     },
 }
+
+
+PLAIN_EXTRAS = {
+    "moe_intermediate_size": 16,
+    "num_experts": 6,
+    "num_local_experts": 6,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "head_dim": 16,
+}
+for _name in PLAIN:
+    _known = AutoConfig.for_model(_name)
+    _extras = {key: value for key, value in PLAIN_EXTRAS.items() if hasattr(_known, key)}
+    _window = {"sliding_window": 9} if getattr(_known, "sliding_window", None) else {}
+    TINY[_name] = {"model_type": _name, **GROUPED, **_extras, **_window}
 
 
 def config_of(name: str) -> PreTrainedConfig:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_tiny_models import TINY
 
+from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.memory.architecture import ModelShape, shape_from_config
 from gpt_oss_server.memory.blocks import (
     Reach,
@@ -22,6 +23,7 @@ from gpt_oss_server.memory.kv import (
     BlockPool,
     Contiguous,
     cache_groups,
+    estimator_of_pools,
     kv_bytes,
     kv_bytes_per_token,
     kv_tokens,
@@ -30,6 +32,7 @@ from gpt_oss_server.memory.kv import (
     sliding_cap_bytes,
     tokens_that_fit,
 )
+from gpt_oss_server.types import KvGroupInfo
 
 MIB = 2**20
 OSS_20B = shape_from_config({"model_type": "gpt_oss", "num_hidden_layers": 24})
@@ -287,3 +290,30 @@ def test_a_plan_carries_the_layers_it_is_for() -> None:
     config: dict[str, Any] = {"model_type": "gpt_oss", "num_hidden_layers": 6}
     plan = plan_pools(shape_from_config(config), 2**24, 16, 4, 64)
     assert sorted(i for group in plan.groups for i in group.layer_indices) == list(range(6))
+
+
+@pytest.mark.parametrize(("block_size", "seqs", "named"), [(0, 1, "block_size"), (16, 0, "seqs")])
+def test_a_plan_of_nothing_is_a_config_error(block_size: int, seqs: int, named: str) -> None:
+    """Blocks of no tokens and batches of no sequences are named."""
+    with pytest.raises(ConfigError, match=named):
+        plan_pools(OSS_20B, 2**30, block_size, seqs, 64)
+
+
+@given(
+    tokens=st.integers(0, 5000),
+    outputs=st.integers(0, 500),
+    block_size=st.sampled_from([1, 16, 128]),
+    step=st.sampled_from([1, 300, 8192]),
+)
+def test_a_running_engines_pools_cost_what_its_config_does(
+    tokens: int, outputs: int, block_size: int, step: int
+) -> None:
+    """An estimator made from the engine's own report agrees with one made from the config."""
+    plan = plan_pools(OSS_20B, 2**32, block_size, 4, 64)
+    reported = [
+        KvGroupInfo(pool.name, pool.layers, pool.window, pool.num_blocks, pool.block_bytes)
+        for pool in plan.groups
+    ]
+    live = estimator_of_pools(reported, block_size, step).footprint(tokens, outputs)
+    layout = BlockPool(block_size, step)
+    assert live == request_footprint(OSS_20B, tokens, outputs, layout)
