@@ -5,7 +5,7 @@ Knows: protocols. Does not know: any implementation.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -23,7 +23,7 @@ class Engine(Protocol):
 
     async def start(self) -> None: ...
 
-    def generate(self, job: Job) -> AsyncIterator[TokenDelta]: ...
+    def generate(self, job: Job) -> AsyncGenerator[TokenDelta, None]: ...
 
     def info(self) -> EngineInfo: ...
 
@@ -68,7 +68,8 @@ class ChatFormat(Protocol):
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Ids that end an assistant turn (for harmony `<|return|>` and `<|call|>`)."""
+        """Ids that end an assistant turn (for harmony `<|return|>` and `<|call|>`), and the
+        model's own end-of-text ids."""
         ...
 
     @property
@@ -87,7 +88,11 @@ class ChatFormat(Protocol):
         ...
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, reasoning_effort: str | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        reasoning_effort: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """Messages (already validated, OpenAI's shapes, `content` a string or None) to the ids
         of a prompt that ends where the assistant speaks. Raises BadRequest if the model's own
@@ -99,3 +104,34 @@ class ChatFormat(Protocol):
     def text_parser(self) -> OutputParser:
         """For `/v1/completions`: every token is content; specials are not shown."""
         ...
+
+
+class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What a probe saw of one GPU at one moment. What is not known is None, never 0.
+
+    `id` is the GPU's index on the machine (`0`, `1` …), `0/2` the third slice of a GPU that is
+    partitioned (MIG), `cpu` the machine itself where there is no GPU. `utilization` is a share
+    from 0 to 1, `energy_j` what was used since the probe's first reading.
+    """
+
+    id: str
+    name: str | None = None
+    uuid: str | None = None
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    free_bytes: int | None = None
+    utilization: float | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    temperature_c: float | None = None
+
+
+class GpuProbe(Protocol):
+    """Asks what the GPUs are doing. Building one asks nothing; `read` may block, and raises
+    whatever goes wrong. One thread at a time. After `close`, `read` may open it again."""
+
+    def read(self) -> Sequence[GpuReading]:
+        """One reading per GPU that answered, each id once."""
+        ...
+
+    def close(self) -> None: ...

@@ -96,18 +96,25 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_groups: tuple[KvGroupInfo, ...]
     kv_token_capacity: int
     max_num_seqs: int
+    max_batch_tokens: int = 2048
     dtype: str
     device: str
     weights_bytes: int
+    activations_peak_bytes: int = 0
     attention_backend: str
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot of the engine, taken after a step. Counters only grow within one worker."""
+    """A snapshot of the engine, taken after a step. Counters only grow within one worker.
+
+    `blocks_predicted` is what the running sequences should hold by arithmetic if they shared
+    nothing: equal to `blocks_in_use` then, and above it by exactly what is shared.
+    """
 
     running: int = 0
     waiting: int = 0
     blocks_in_use: dict[str, int] = {}
+    blocks_predicted: dict[str, int] = {}
     blocks_cached: dict[str, int] = {}
     blocks_total: dict[str, int] = {}
     steps: int = 0

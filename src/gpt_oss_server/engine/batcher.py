@@ -114,7 +114,8 @@ class Batcher:
             if arrival in refused:
                 continue
             if arrival in self.waiting:
-                if len(refused) >= MAX_REFUSALS:
+                # The one for which others stand back is always tried, or nobody would ever run.
+                if len(refused) >= MAX_REFUSALS and arrival != self._blocked:
                     continue
                 if not self._admit(self.waiting[arrival], coming):
                     refused.add(arrival)

@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import cast
 
 import msgspec
 
@@ -43,6 +44,8 @@ class _Stream:
             self._waiter.set_result(None)
 
     async def get(self) -> TokenDelta:
+        """All that has come since the last call, as one delta; an error once all before it is
+        delivered. A reader that falls behind catches up in one turn."""
         while not self._items:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -51,8 +54,25 @@ class _Stream:
         if isinstance(item, ServerError):
             self.ended = True
             raise item
+        if self._items:
+            item = self._merge(item)
         self.ended = item.finish is not None
         return item
+
+    def _merge(self, first: TokenDelta) -> TokenDelta:
+        """`first` and the deltas waiting behind it, up to an error."""
+        deltas = [first]
+        while self._items and not isinstance(self._items[0], ServerError):
+            deltas.append(cast("TokenDelta", self._items.popleft()))
+        logprobs = None
+        if first.logprobs is not None:
+            logprobs = tuple(entry for delta in deltas for entry in delta.logprobs or ())
+        return TokenDelta(
+            token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+            logprobs=logprobs,
+            finish=deltas[-1].finish,
+            cached_tokens=first.cached_tokens,
+        )
 
 
 class _WorkerProtocol(asyncio.Protocol):
@@ -117,7 +137,7 @@ class EngineClient:
         """The live worker's process id (for operators and for tests that kill it)."""
         return self._process.pid if self._process is not None else None
 
-    async def generate(self, job: Job) -> AsyncIterator[TokenDelta]:
+    async def generate(self, job: Job) -> AsyncGenerator[TokenDelta, None]:
         """See the `Engine` port."""
         transport = self._transport
         if not self._state.ready or transport is None:

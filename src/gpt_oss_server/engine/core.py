@@ -5,9 +5,10 @@ Knows: how a step is scheduled, run and recorded. Does not know: sockets, asynci
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -31,6 +32,7 @@ from gpt_oss_server.errors import (
     ServerError,
     StartupError,
 )
+from gpt_oss_server.memory.activations import activations_of
 from gpt_oss_server.memory.architecture import ModelShape, shape_from_config
 from gpt_oss_server.memory.errors import PoolTooSmall, ShapeUnknown
 from gpt_oss_server.memory.kv import PoolPlan, plan_pools
@@ -66,7 +68,8 @@ class EngineCore:
         """Load the model and allocate the pools. Raises StartupError."""
         loaded = load_model(spec, progress)
         self._loaded = loaded
-        shape, warnings = _shape_of(spec, loaded)
+        config = msgspec.json.decode((Path(spec.folder) / "config.json").read_bytes())
+        shape, warnings = _shape_of(config, loaded)
         for line in warnings:
             progress(f"warning: {line}")
         self._max_len = min(spec.max_model_len or loaded.context_len, loaded.context_len)
@@ -74,7 +77,9 @@ class EngineCore:
             CPU_BATCH_TOKENS if loaded.device.type == "cpu" else CUDA_BATCH_TOKENS
         )
         progress("allocating the KV pools")
-        plan = _plan(spec, loaded, shape, self._batch_tokens)
+        self._activations_bytes = _activations(spec, config, loaded, self._batch_tokens)
+        budget = spec.kv_cache_bytes or _kv_budget(spec, loaded, self._activations_bytes)
+        plan = _plan(spec, loaded, shape, self._batch_tokens, budget)
         self.kv = KvSpace(
             [GroupSpec(g.name, g.window, g.num_blocks) for g in plan.groups],
             block_size=spec.block_size,
@@ -110,9 +115,11 @@ class EngineCore:
             ),
             kv_token_capacity=self._plan.token_capacity,
             max_num_seqs=self._spec.max_num_seqs,
+            max_batch_tokens=self._batch_tokens,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
             weights_bytes=loaded.weights_bytes,
+            activations_peak_bytes=self._activations_bytes,
             attention_backend=self._backend_name,
         )
 
@@ -179,6 +186,7 @@ class EngineCore:
             running=len(self.batcher.running),
             waiting=len(self.batcher.waiting),
             blocks_in_use={n: p.in_use for n, p in zip(groups, pools, strict=True)},
+            blocks_predicted=self.predicted_blocks(),
             blocks_cached={n: p.cached for n, p in zip(groups, pools, strict=True)},
             blocks_total={n: p.num_blocks for n, p in zip(groups, pools, strict=True)},
             steps=counts["steps"],
@@ -289,12 +297,23 @@ def _check_ids(job: Job, vocab_size: int) -> None:
         raise BadRequest("max_tokens must be at least 1", param="max_tokens")
 
 
-def _shape_of(spec: EngineSpec, loaded: LoadedModel) -> tuple[ModelShape, list[str]]:
+def _activations(
+    spec: EngineSpec, config: Mapping[str, Any], loaded: LoadedModel, batch_tokens: int
+) -> int:
+    """The most bytes a step holds besides weights and KV; 0 where the config does not tell."""
+    try:
+        return activations_of(
+            config, batch_tokens, spec.max_num_seqs, loaded.dtype.itemsize
+        ).peak_bytes
+    except ShapeUnknown:
+        return 0
+
+
+def _shape_of(config: Mapping[str, Any], loaded: LoadedModel) -> tuple[ModelShape, list[str]]:
     """The config's shape, checked against one forward pass of the model."""
-    raw = msgspec.json.decode((Path(spec.folder) / "config.json").read_bytes())
     observed = observe_layers(loaded.model)
     try:
-        predicted = shape_from_config(raw)
+        predicted = shape_from_config(config)
     except ShapeUnknown as error:
         text = loaded.model.config.get_text_config()
         shape = ModelShape(
@@ -310,9 +329,10 @@ def _shape_of(spec: EngineSpec, loaded: LoadedModel) -> tuple[ModelShape, list[s
     return reconcile(predicted, observed)
 
 
-def _plan(spec: EngineSpec, loaded: LoadedModel, shape: ModelShape, batch_tokens: int) -> PoolPlan:
-    """Pools within the budget."""
-    budget = spec.kv_cache_bytes or _kv_budget(spec, loaded)
+def _plan(
+    spec: EngineSpec, loaded: LoadedModel, shape: ModelShape, batch_tokens: int, budget: int
+) -> PoolPlan:
+    """Pools within the budget. Raises StartupError where it holds not even one block each."""
     try:
         return plan_pools(
             shape,
@@ -329,12 +349,12 @@ def _plan(spec: EngineSpec, loaded: LoadedModel, shape: ModelShape, batch_tokens
         ) from error
 
 
-def _kv_budget(spec: EngineSpec, loaded: LoadedModel) -> int:
-    """Bytes for the KV pools: what the device has left beside the weights."""
+def _kv_budget(spec: EngineSpec, loaded: LoadedModel, activations_bytes: int) -> int:
+    """Bytes for the KV pools: what the device has left beside weights and activations."""
     if loaded.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(loaded.device)
-        return int(free - (1.0 - spec.gpu_memory_utilization) * total)
+        return int(free - (1.0 - spec.gpu_memory_utilization) * total) - activations_bytes
     if spec.memory_budget_bytes is not None:
-        return spec.memory_budget_bytes - loaded.weights_bytes
+        return spec.memory_budget_bytes - loaded.weights_bytes - activations_bytes
     free = psutil.virtual_memory().available
     return min(int(free * CPU_KV_SHARE), CPU_KV_MAX_BYTES)

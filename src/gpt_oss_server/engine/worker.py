@@ -47,7 +47,10 @@ class Channel:
         """What has arrived; with `wait`, sleeps until something has. Raises FrontGone."""
         messages: list[wire.ToWorker] = []
         while select.select([self._sock], [], [], None if wait and not messages else 0)[0]:
-            data = self._sock.recv(1 << 20)
+            try:
+                data = self._sock.recv(1 << 20)
+            except OSError as error:
+                raise FrontGone from error
             if not data:
                 raise FrontGone
             messages += [self._decoder.decode(payload) for payload in self._frames.feed(data)]

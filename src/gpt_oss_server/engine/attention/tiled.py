@@ -45,15 +45,16 @@ class Wave:
 
 @dataclass(slots=True)
 class TileClass:
-    """Tiles of equal query count. `rows` [tiles, queries] are token rows (padding repeats the
-    last); `valid` is None when nothing is padded, else the flat tile positions to keep, whose
-    token rows are `kept_rows`. `whole` tells that the rows are simply 0..T-1 in order;
-    `single` that each tile has one partition and one wave holds all."""
+    """`count` tiles of `width` queries each. `rows` [count * width] are their token rows
+    (padding repeats the last), None when they are simply 0..T-1; `valid` are the flat positions
+    that are not padding, None when none is. `kept_rows` are the token rows of what is left,
+    None when that is every row in order. `single`: each tile has one partition, in one wave."""
 
-    rows: torch.Tensor
+    count: int
+    width: int
+    rows: torch.Tensor | None
     valid: torch.Tensor | None
-    kept_rows: torch.Tensor
-    whole: bool
+    kept_rows: torch.Tensor | None
     single: bool
     waves: list[Wave]
     grouped_masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
@@ -64,6 +65,8 @@ def _tile_bounds(
 ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """Cut the queries of sequences `rows` into tiles. Returns, per tile: its sequence, first
     token row, number of queries and first position, all [tiles]."""
+    if tile == 1:
+        return rows, host.query_start[rows], np.ones_like(rows), host.seq_lens[rows] - 1
     counts = np.diff(host.query_start)[rows]
     per_seq = -(-counts // tile)
     seq = np.repeat(rows, per_seq)
@@ -94,17 +97,20 @@ class _ClassPlanner:
             low = np.maximum(0, position - self._window + 1) // size
         blocks = -(-(position + queries) // size) - low
         part = max(1, min(int(blocks.max()), partition_tokens // size))
-        parts = -(-blocks // part)
-
-        item_tile = np.repeat(np.arange(len(seq)), parts)
-        nth = np.arange(len(item_tile)) - np.repeat(np.cumsum(parts) - parts, parts)
-        first_block = low[item_tile] + nth * part
+        single = part == blocks.max()
+        item_tile = np.arange(len(seq))
+        first_block = low
+        if not single:
+            parts = -(-blocks // part)
+            item_tile = np.repeat(item_tile, parts)
+            nth = np.arange(len(item_tile)) - np.repeat(np.cumsum(parts) - parts, parts)
+            first_block = low[item_tile] + nth * part
         interior = self._interior(first_block, part, position[item_tile], queries[item_tile], tile)
         waves = [
             self._wave(item_tile[chosen], first_block[chosen], part, seq, position, tile, masked)
             for masked, chosen in self._wave_items(interior, part * size)
         ]
-        return self._assemble(begin, queries, tile, waves, single=bool((parts == 1).all()))
+        return self._assemble(begin, queries, tile, waves, single=bool(single))
 
     def _interior(
         self, first_block: IntArray, part: int, position: IntArray, queries: IntArray, tile: int
@@ -145,11 +151,11 @@ class _ClassPlanner:
         ids = self._table[rows[:, None], np.minimum(columns, last[:, None])]
         mask = None
         if masked:
-            keys = (first_block * self._size)[:, None] + np.arange(part * self._size)
-            at = position[item_tile][:, None] + np.arange(tile)
-            hidden = keys[:, None, :] > at[:, :, None]
+            keys = ((first_block * self._size)[:, None] + np.arange(part * self._size))[:, None, :]
+            at = (position[item_tile][:, None] + np.arange(tile))[:, :, None]
+            hidden = keys > at
             if self._window is not None:
-                hidden |= keys[:, None, :] <= at[:, :, None] - self._window
+                hidden |= keys <= at - self._window
             mask = torch.from_numpy(hidden).unsqueeze(1).to(self._device)
         return Wave(
             torch.from_numpy(item_tile).to(self._device),
@@ -160,18 +166,23 @@ class _ClassPlanner:
     def _assemble(
         self, begin: IntArray, queries: IntArray, tile: int, waves: list[Wave], single: bool
     ) -> TileClass:
+        single = single and len(waves) == 1
+        if tile == 1 and len(begin) == self._tokens:
+            return TileClass(len(begin), 1, None, None, None, single, waves)
         offsets = np.arange(tile)
         rows = begin[:, None] + np.minimum(offsets, queries[:, None] - 1)
         keep = offsets < queries[:, None]
         padded = not keep.all()
         kept = rows[keep] if padded else rows.reshape(-1)
+        whole = len(kept) == self._tokens  # tiles are in row order, so all of them is 0..T-1
         device = self._device
         return TileClass(
-            rows=torch.from_numpy(rows).to(device),
+            count=len(begin),
+            width=tile,
+            rows=torch.from_numpy(rows.reshape(-1)).to(device),
             valid=torch.from_numpy(np.flatnonzero(keep)).to(device) if padded else None,
-            kept_rows=torch.from_numpy(kept).to(device),
-            whole=len(kept) == self._tokens and bool((kept == np.arange(self._tokens)).all()),
-            single=single and len(waves) == 1,
+            kept_rows=None if whole else torch.from_numpy(kept).to(device),
+            single=single,
             waves=waves,
         )
 
@@ -200,7 +211,7 @@ class TiledPlan:
         out: torch.Tensor | None = None
         for tiles in classes:
             result = _attend_class(tiles, layer, query, scale, sinks, softcap)
-            if tiles.whole:
+            if tiles.kept_rows is None:
                 return result
             if out is None:
                 out = query.new_empty(query.shape[0], query.shape[1], layer.values.shape[-1])
@@ -233,9 +244,9 @@ def _attend_class(
     """Attention of one tile class; returns [kept queries, heads, v_dim] in `query`'s dtype."""
     heads, dim = query.shape[1:]
     kv_heads, v_dim = layer.values.shape[2:]
-    count, width = tiles.rows.shape
+    count, width = tiles.count, tiles.width
     group = heads // kv_heads
-    gathered = query if tiles.whole and width == 1 else query[tiles.rows.reshape(-1)]
+    gathered = query if tiles.rows is None else query.index_select(0, tiles.rows)
     # [tiles, queries, kv_heads, group, dim] -> [tiles, kv_heads, group * queries, dim]
     q = gathered.view(count, width, kv_heads, group, dim).permute(0, 2, 3, 1, 4)
     q = q.reshape(count, kv_heads, group * width, dim)

@@ -1,0 +1,130 @@
+"""One choice's tokens to the text its client sees.
+
+Knows: the output parser, stop strings, which tokens count as what. Does not know: the engine,
+JSON, or how a token becomes text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gpt_oss_server.errors import EngineFailed
+from gpt_oss_server.harmony.stop import StopStrings
+from gpt_oss_server.ports import OutputParser, Piece
+from gpt_oss_server.types import TokenDelta, TokenLogprob
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class ContentLogprob:
+    """A content token's logprob and where, in characters of the content, its text begins."""
+
+    logprob: TokenLogprob
+    offset_chars: int
+
+
+@dataclass
+class TextDelta:
+    """The text that some tokens added. Empty text and no finish: nothing to tell the client."""
+
+    content: str = ""
+    reasoning: str = ""
+    logprobs: list[ContentLogprob] = field(default_factory=list)
+    finish: Finish | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.reasoning or self.logprobs or self.finish)
+
+
+class ChoiceText:
+    """Follows one choice from its first token to its finish reason.
+
+    A tool call that a model makes though none was offered is not shown: no client could act on
+    it. Its tokens still count. Text after a stop string, and the stop string itself, are never
+    shown; so is the text of a stop token that the client named, while the ids in
+    `turn_end_ids` go through the parser, which needs them to see the end.
+
+    Attributes:
+        completion_tokens: tokens consumed, stop token included.
+        reasoning_tokens: of these, the ones whose text is reasoning.
+        cached_tokens: prompt tokens that the engine found in its prefix cache.
+        finish: why the choice ended; None while it has not.
+    """
+
+    def __init__(
+        self,
+        parser: OutputParser,
+        stops: list[str],
+        *,
+        silent_stop_ids: Collection[int] = (),
+        start_chars: int = 0,
+    ) -> None:
+        self._parser = parser
+        self._stops = StopStrings(stops) if stops else None
+        self._silent_stop_ids = silent_stop_ids
+        self._content_chars = start_chars
+        self.completion_tokens = 0
+        self.reasoning_tokens = 0
+        self.cached_tokens = 0
+        self.finish: Finish | None = None
+
+    def feed(self, delta: TokenDelta) -> TextDelta:
+        """The text that `delta` adds. Raises EngineFailed if the engine cut the job short."""
+        text = TextDelta()
+        if self.finish is not None:
+            return text
+        if delta.cached_tokens is not None:
+            self.cached_tokens = delta.cached_tokens
+        for position, token_id in enumerate(delta.token_ids):
+            self.completion_tokens += 1
+            if self._is_silent_stop(delta, position):
+                continue
+            logprob = delta.logprobs[position] if delta.logprobs is not None else None
+            self._add(self._parser.feed(token_id), logprob, text)
+            if self.finish is not None:
+                return text
+        if delta.finish is not None:
+            self._end(delta.finish, text)
+        return text
+
+    def _is_silent_stop(self, delta: TokenDelta, position: int) -> bool:
+        return (
+            delta.finish == "stop"
+            and position == len(delta.token_ids) - 1
+            and delta.token_ids[position] in self._silent_stop_ids
+        )
+
+    def _add(self, piece: Piece, logprob: TokenLogprob | None, text: TextDelta) -> None:
+        if piece.kind == "reasoning":
+            self.reasoning_tokens += 1
+            text.reasoning += piece.text
+        elif piece.kind == "content":
+            if logprob is not None:
+                text.logprobs.append(ContentLogprob(logprob, self._content_chars))
+            self._add_content(piece.text, text)
+
+    def _add_content(self, content: str, text: TextDelta) -> None:
+        self._content_chars += len(content)
+        if self._stops is None:
+            text.content += content
+            return
+        emit, stopped = self._stops.feed(content)
+        text.content += emit
+        if stopped:
+            self.finish = text.finish = "stop"
+
+    def _end(self, finish: str, text: TextDelta) -> None:
+        if finish not in ("stop", "length"):
+            raise EngineFailed("The server ended this generation before it was complete.")
+        for piece in self._parser.finish():
+            if piece.kind == "reasoning":
+                text.reasoning += piece.text
+            elif piece.kind == "content" and self.finish is None:
+                self._add_content(piece.text, text)
+        if self.finish is None:
+            if self._stops is not None:
+                text.content += self._stops.flush()
+            self.finish = text.finish = "stop" if finish == "stop" else "length"

@@ -1,0 +1,70 @@
+"""Who a request comes from, as fairness and sessions see it: client, priority, session.
+
+Knows: headers, keys, the conversation's first turn. Does not know: what is done with the answers.
+Nothing here is a secret or a prompt: a key becomes its number, a conversation a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from gpt_oss_server.admission.config import DEFAULT_PRIORITY, parse_priority
+from gpt_oss_server.api.auth import KeyRing
+from gpt_oss_server.api.exchange import Exchange
+from gpt_oss_server.errors import BadRequest
+
+_SANE_SESSION = re.compile(rb"[A-Za-z0-9._:@-]{1,128}")
+
+
+def client_of(exchange: Exchange, keys: KeyRing) -> str:
+    """The unit of fairness: the API key's number where keys are set, else the address."""
+    if keys:
+        token = (exchange.header(b"authorization") or b"").partition(b" ")[2].strip()
+        return f"key-{keys.index_of(token)}"
+    return exchange.client_host or "local"
+
+
+def priority_of(exchange: Exchange) -> int:
+    """`X-Priority`, 0 (lowest) to 9. Raises BadRequest for anything else."""
+    text = exchange.header(b"x-priority")
+    if text is None:
+        return DEFAULT_PRIORITY
+    try:
+        return parse_priority(text.decode("latin-1").strip())
+    except ValueError as error:
+        raise BadRequest(f"{error}.", param="X-Priority") from None
+
+
+def session_of(
+    exchange: Exchange, user: str | None, messages: Sequence[Mapping[str, Any]] | None
+) -> str | None:
+    """The conversation this belongs to: `X-Session-Id`, else `user`, else the conversation's
+    beginning up to its first user message (which every later turn repeats). None for a prompt
+    without messages. Raises BadRequest for a header that is no id."""
+    header = exchange.header(b"x-session-id")
+    if header is not None:
+        if not _SANE_SESSION.fullmatch(header):
+            raise BadRequest(
+                "X-Session-Id must be 1 to 128 letters, digits or any of . _ : @ -",
+                param="X-Session-Id",
+            )
+        return f"id:{header.decode()}"
+    if user:
+        return f"user:{_digest(user.encode())}"
+    if messages is None:
+        return None
+    opening = []
+    for message in messages:
+        opening.append(message)
+        if message.get("role") == "user":
+            break
+    return f"prefix:{_digest(msgspec.json.encode(opening))}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()

@@ -1,0 +1,134 @@
+"""`GET /stats` and `GET /memory_stats`: what was decided, what is held, what is left.
+
+Knows: the two documents' shapes (public names, kept). Does not know: how anything is counted.
+Both are built from snapshots and never block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gpt_oss_server.api.exchange import Exchange
+from gpt_oss_server.api.services import Access, Endpoint, Services
+from gpt_oss_server.dispatch.desk import Desk
+from gpt_oss_server.dispatch.estimate import kv_bytes, kv_capacity_bytes
+from gpt_oss_server.facts import GpuView
+from gpt_oss_server.ports import Engine
+from gpt_oss_server.routing import gpu_balance, missed_targets, stats_section
+from gpt_oss_server.routing.pressure import effective_pressure
+
+
+class Statistics:
+    """Builds both documents. Holds references only."""
+
+    def __init__(self, desk: Desk, engine: Engine, nccl: dict[str, Any] | None = None) -> None:
+        self._desk = desk
+        self._engine = engine
+        self._nccl = nccl or {}
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return (
+            Endpoint("GET", "/stats", self._stats, Access.OPEN),
+            Endpoint("GET", "/memory_stats", self._memory_stats, Access.OPEN),
+        )
+
+    async def _stats(self, exchange: Exchange, services: Services) -> None:
+        await exchange.reply(self.stats())
+
+    async def _memory_stats(self, exchange: Exchange, services: Services) -> None:
+        services.ready_engine_info()
+        await exchange.reply(self.memory_stats())
+
+    def stats(self) -> dict[str, Any]:
+        """The `/stats` document. `gpu_balance` is absent where no utilisation is known."""
+        desk = self._desk
+        state = self._engine.state()
+        document: dict[str, Any] = {}
+        balance = None
+        if state.ready:
+            views = desk.fleet.gpu_views()
+            balance = gpu_balance(views, desk.fleet.clock(), desk.routing.stale_after_s)
+        snapshot = desk.ledger.snapshot()
+        document["gpu_routing"] = stats_section(snapshot, balance)
+        document["gpu_routing"]["gpu_mode"] = desk.fleet.gpu_mode
+        document["routing_thresholds"] = desk.routing
+        document["missed_targets"] = missed_targets(
+            desk.routing, balance, desk.latencies.quantile(0.95)
+        )
+        document["latency_p95_e2e_s"] = desk.latencies.quantile(0.95)
+        document["engine"] = {
+            "ready": state.ready,
+            "reason": state.reason,
+            "restarts": state.restarts,
+            **msgspec.to_builtins(self._engine.stats()),
+        }
+        admission = desk.admission_snapshot()
+        if admission is not None:
+            document["admission"] = msgspec.to_builtins(admission)
+        document["nccl"] = self._nccl
+        return document
+
+    def memory_stats(self) -> dict[str, Any]:
+        """The `/memory_stats` document. Raises NotReady while no engine is up."""
+        desk, info, stats = self._desk, self._engine.info(), self._engine.stats()
+        now_s = desk.fleet.clock()
+        views = desk.fleet.gpu_views()
+        admission = desk.admission_snapshot()
+        reserved = admission.blocks_used if admission is not None else {}
+        peak = admission.blocks_peak if admission is not None else {}
+        return {
+            "gpus": [self._gpu(view, now_s, kv_capacity_bytes(info)) for view in views],
+            "pressure": effective_pressure(views, now_s, desk.routing.stale_after_s),
+            "kv": {
+                "block_size": info.block_size,
+                "pool_bytes": kv_capacity_bytes(info),
+                "in_use_bytes": kv_bytes(info, stats.blocks_in_use),
+                "predicted_bytes": kv_bytes(info, stats.blocks_predicted),
+                "reserved_bytes": kv_bytes(info, reserved),
+                "peak_reserved_bytes": kv_bytes(info, peak),
+                "groups": [
+                    {
+                        "name": group.name,
+                        "layers": group.layers,
+                        "window": group.window,
+                        "block_bytes": group.block_bytes,
+                        "blocks_total": group.num_blocks,
+                        "blocks_in_use": stats.blocks_in_use.get(group.name, 0),
+                        "blocks_predicted": stats.blocks_predicted.get(group.name, 0),
+                        "blocks_cached": stats.blocks_cached.get(group.name, 0),
+                        "blocks_reserved": reserved.get(group.name, 0),
+                    }
+                    for group in info.kv_groups
+                ],
+            },
+            "admission": None if admission is None else msgspec.to_builtins(admission),
+            "sessions": msgspec.to_builtins(desk.sessions.totals()),
+        }
+
+    def _gpu(self, view: GpuView, now_s: float, pool_bytes: int) -> dict[str, Any]:
+        used = None
+        if view.others_bytes is not None:
+            used = (
+                view.others_bytes
+                + view.weights_bytes
+                + view.activations_peak_bytes
+                + view.kv_in_use_bytes
+            )
+        age = None if view.measured_at_s is None else round(now_s - view.measured_at_s, 3)
+        return {
+            "id": view.id,
+            "in_use": view.in_use,
+            "total_bytes": view.total_bytes,
+            "used_bytes": used,
+            "free_bytes": None if used is None else max(0, view.total_bytes - used),
+            "weights_bytes": view.weights_bytes,
+            "activations_peak_bytes": view.activations_peak_bytes,
+            "kv_pool_bytes": pool_bytes if view.in_use else 0,
+            "kv_in_use_bytes": view.kv_in_use_bytes,
+            "others_bytes": view.others_bytes,
+            "utilization_percent": view.utilization_percent,
+            "reading_age_s": age,
+            "stale": age is None or age > self._desk.routing.stale_after_s,
+        }

@@ -1,0 +1,238 @@
+"""The composition root: the only place that builds the parts of a server and joins them.
+
+Knows: which part needs which, and in what order they come up. Does not know: how any part works.
+
+A start, in order: GPUs counted against the mode, port taken, HTTP up (not ready, saying why),
+model files found or fetched, engine started while the tokenizer loads, ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import uvloop
+
+from gpt_oss_server import __version__
+from gpt_oss_server.api.app import build_app
+from gpt_oss_server.api.auth import KeyRing
+from gpt_oss_server.api.services import Limits, ServedModel, Services
+from gpt_oss_server.config import Settings
+from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.errors import StartupError
+from gpt_oss_server.gpus import count_gpus
+from gpt_oss_server.hub import ModelName, ResolvedModel, identify, resolve_model
+from gpt_oss_server.lifecycle import App, HttpServer, StopSignals, drain, in_daemon_thread
+from gpt_oss_server.listener import listen, url_of
+from gpt_oss_server.pending import PendingChatFormat, PendingEngine
+from gpt_oss_server.ports import ChatFormat, Engine
+
+log = logging.getLogger(__name__)
+
+_TEXT_THREADS = 2
+
+
+def _resolve_model(settings: Settings) -> ResolvedModel:
+    return resolve_model(settings.model, weights=settings.load_format != "random")
+
+
+def _count_gpus() -> int:
+    return count_gpus(os.environ)
+
+
+def _open_chat_format(folder: Path) -> ChatFormat:
+    from gpt_oss_server.harmony.formats import open_chat_format
+
+    return open_chat_format(folder, today=date.today)
+
+
+def _make_engine(spec: EngineSpec) -> Engine:
+    from gpt_oss_server.engine.client import EngineClient
+
+    return EngineClient(spec, on_progress=partial(log.info, "engine: %s"))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The makers of what reaches outside this process; a test gives its own."""
+
+    resolve_model: Callable[[Settings], ResolvedModel] = _resolve_model
+    open_chat_format: Callable[[Path], ChatFormat] = _open_chat_format
+    make_engine: Callable[[EngineSpec], Engine] = _make_engine
+    count_gpus: Callable[[], int] = _count_gpus
+
+
+def serve(settings: Settings, parts: Parts | None = None) -> int:
+    """Run the server until a signal; returns the exit status of the process.
+
+    Raises:
+        StartupError: one line that says why it cannot start and what to do.
+    """
+    parts = parts or Parts()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    _check_gpus(settings, parts.count_gpus)
+    identity = identify(settings.model)
+    with contextlib.closing(listen(settings.host, settings.port)) as listener:
+        server = _Server(settings, parts, identity, listener)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            status = runner.run(server.run())
+    if not server.prepared:
+        # A download was cut short. Its threads would hold the process until their files are
+        # complete; what they have written so far is resumed next time.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+class _Server:
+    """One run of the server: what has been built so far, and the way up and down."""
+
+    def __init__(
+        self, settings: Settings, parts: Parts, identity: ModelName, listener: socket.socket
+    ) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._identity = identity
+        self._listener = listener
+        self._created = int(time.time())
+        self._engine: Engine | None = None
+        self._text_pool = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
+        self._draining = False
+        self.prepared = True
+
+    async def run(self) -> int:
+        """Up, serve, down. Returns the exit status; raises StartupError if it never got up."""
+        signals = StopSignals()
+        signals.install()
+        http = HttpServer(self._waiting_app("preparing the model files"), self._listener)
+        serving = asyncio.create_task(http.run_until_stopped())
+        coming_up = asyncio.create_task(self._come_up(http))
+        stop = asyncio.create_task(signals.requested.wait())
+        grace_s = 0.0
+        try:
+            self._announce()
+            await asyncio.wait((coming_up, stop, serving), return_when=asyncio.FIRST_COMPLETED)
+            if coming_up.done():
+                coming_up.result()
+                grace_s = self._settings.shutdown_grace_s
+                await asyncio.wait((stop, serving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._draining = True
+            coming_up.cancel()
+            await asyncio.gather(coming_up, return_exceptions=True)
+            await drain(http, serving, self._engine, signals, grace_s)
+            stop.cancel()
+            self._text_pool.shutdown(wait=False, cancel_futures=True)
+        if not serving.cancelled():
+            serving.result()
+        return signals.exit_status
+
+    async def _come_up(self, http: HttpServer) -> None:
+        """From an address that answers "not ready" to a server that is."""
+        began_s = time.monotonic()
+        self.prepared = False
+        model = await in_daemon_thread(partial(self._parts.resolve_model, self._settings))
+        self.prepared = True
+        self._engine = engine = self._parts.make_engine(engine_spec(self._settings, model))
+        parts = (
+            asyncio.create_task(engine.start()),
+            asyncio.create_task(self._open_app(http, model, engine)),
+        )
+        try:
+            await asyncio.gather(*parts)
+        finally:
+            for part in parts:
+                part.cancel()
+        info = engine.info()
+        print(
+            f"ready in {time.monotonic() - began_s:.1f} s: {model.short_name} on {info.device} in "
+            f"{info.dtype}, context {info.max_model_len} tokens, KV cache for "
+            f"{info.kv_token_capacity} tokens",
+            flush=True,
+        )
+
+    async def _open_app(self, http: HttpServer, model: ResolvedModel, engine: Engine) -> None:
+        chat_format = await in_daemon_thread(partial(self._parts.open_chat_format, model.folder))
+        http.app = build_app(self._services(engine, chat_format))
+
+    def _waiting_app(self, reason: str) -> App:
+        return build_app(self._services(PendingEngine(reason), PendingChatFormat(reason)))
+
+    def _services(self, engine: Engine, chat_format: ChatFormat) -> Services:
+        settings = self._settings
+        admin_keys = (settings.admin_key,) if settings.admin_key else ()
+        return Services(
+            engine=engine,
+            chat_format=chat_format,
+            model=ServedModel(
+                self._identity.names(settings.served_model_name), created=self._created
+            ),
+            text_pool=self._text_pool,
+            version=__version__,
+            limits=Limits(
+                max_body_bytes=settings.max_body, default_max_tokens=settings.default_max_tokens
+            ),
+            api_keys=KeyRing(settings.api_key),
+            admin_keys=KeyRing(admin_keys),
+            draining=lambda: self._draining,
+        )
+
+    def _announce(self) -> None:
+        address = url_of(self._listener)
+        reachable = url_of(self._listener, reachable=True)
+        print(f"gpt-oss-server {__version__}: {self._identity.short_name} on {address}", flush=True)
+        print(f"loading; {reachable}/health says when it is ready", flush=True)
+
+
+def engine_spec(settings: Settings, model: ResolvedModel) -> EngineSpec:
+    """What the worker must know, out of all settings."""
+    bare = model.builtin and not any(model.folder.glob("*.safetensors"))
+    return EngineSpec(
+        folder=str(model.folder),
+        device=settings.device,
+        dtype=settings.dtype,
+        load_format="random" if bare else settings.load_format,
+        weights_seed=settings.weights_seed,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_batch_tokens=settings.max_batch_tokens,
+        block_size=settings.block_size,
+        kv_cache_bytes=settings.kv_cache_memory,
+        memory_budget_bytes=settings.memory_budget,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        prefix_caching=settings.prefix_caching,
+        prefill_order=settings.prefill_order,
+        prefill_oldest_share=settings.prefill_oldest_share,
+        attention_backend=settings.attention_backend,
+        threads=settings.threads,
+        max_waiting=settings.max_queue,
+        show_progress=sys.stderr.isatty(),
+    )
+
+
+def _check_gpus(settings: Settings, count: Callable[[], int]) -> None:
+    """Refuse a mode that this machine, or this version, cannot run."""
+    if settings.gpu_mode == "single":
+        return
+    present = count()
+    wanted = max(2, settings.gpus or 2)
+    if present < wanted:
+        raise StartupError(
+            f"gpu-mode {settings.gpu_mode} needs at least {wanted} GPUs; this machine has "
+            f"{present}: use --gpu-mode single"
+        )
+    raise StartupError(
+        f"gpu-mode {settings.gpu_mode} is not available in this version: use --gpu-mode single"
+    )

@@ -1,0 +1,27 @@
+"""The subcommands of `gpt-oss-server`: one module each, listed in one table.
+
+A command adds its arguments to a parser and later gets the raw values of those that were given.
+It imports what it needs when it runs, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gpt_oss_server.commands import serve
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand. `run` returns the exit status and may raise `StartupError`."""
+
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Mapping[str, object]], int]
+
+
+COMMANDS: dict[str, Command] = {
+    "serve": Command(serve.SUMMARY, serve.add_arguments, serve.run),
+}

@@ -1,0 +1,57 @@
+"""What a request will cost, from what the running engine says of itself.
+
+Knows: how an engine's pools become an admission capacity and an estimator. Does not know: who
+asks, or what is decided with the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gpt_oss_server.admission.capacity import BlockGroup, Capacity, slots
+from gpt_oss_server.memory.blocks import ceil_div, max_blocks_in_step
+from gpt_oss_server.memory.kv import KvEstimator, estimator_of_pools
+from gpt_oss_server.types import EngineInfo, Job
+
+
+def estimator_for(info: EngineInfo) -> KvEstimator:
+    """Exact to the block for this engine's pools and its token budget per step."""
+    return estimator_of_pools(info.kv_groups, info.block_size, info.max_batch_tokens)
+
+
+def predicted_kv_bytes(estimator: KvEstimator, jobs: Sequence[Job]) -> int:
+    """KV bytes of a whole request at its worst moment, were nothing shared."""
+    return sum(estimator.footprint(len(job.prompt), job.sampling.max_tokens).bytes for job in jobs)
+
+
+def capacity_of(info: EngineInfo) -> Capacity:
+    """The engine's pools and sequence slots as admission counts them.
+
+    A sequence in a sliding group counts with the most blocks it holds while decoding; what a
+    prefill chunk takes beyond that comes, for all sequences together, out of one step's token
+    budget, which is set aside.
+    """
+    groups = []
+    for group in info.kv_groups:
+        blocks, most = group.num_blocks, None
+        if group.window is not None:
+            most = min(blocks, max_blocks_in_step(info.block_size, group.window, 1))
+            blocks = max(most, blocks - ceil_div(info.max_batch_tokens, info.block_size))
+        groups.append(
+            BlockGroup(
+                name=group.name,
+                blocks=blocks,
+                block_tokens=info.block_size,
+                max_blocks_per_sequence=most,
+            )
+        )
+    return Capacity((*groups, slots(info.max_num_seqs)))
+
+
+def kv_capacity_bytes(info: EngineInfo) -> int:
+    return sum(group.num_blocks * group.block_bytes for group in info.kv_groups)
+
+
+def kv_bytes(info: EngineInfo, blocks: Mapping[str, int]) -> int:
+    """Bytes of these blocks per group name; a group that is not named counts as 0."""
+    return sum(group.block_bytes * blocks.get(group.name, 0) for group in info.kv_groups)

@@ -1,0 +1,120 @@
+"""Admission on an event loop: who waits, who is woken, whose lease ends when.
+
+Knows: asyncio, and the five calls of `AdmissionCore`. Does not know: how a verdict is reached,
+engines, HTTP. One event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from gpt_oss_server.admission.core import AdmissionCore, AdmissionSnapshot
+from gpt_oss_server.admission.offers import Admission, AdmissionRequest, Changes, Verdict
+from gpt_oss_server.errors import ContextTooLong, Overloaded
+
+
+class Held:
+    """An admitted request's hold on KV. `output_tokens` is what it has produced so far, kept by
+    the stream's reader; it is what the guard learns from when the lease ends."""
+
+    __slots__ = ("admission", "output_tokens")
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.output_tokens = 0
+
+
+class AdmissionGate:
+    """Waits, wakes and releases. Every lease is given back exactly once: by the `async with` block
+    that holds it, however that block ends."""
+
+    def __init__(self, core: AdmissionCore, clock: Callable[[], float]) -> None:
+        """`clock` is monotonic seconds, the same for every call on `core`."""
+        self._core = core
+        self._clock = clock
+        self._waiting: dict[int, asyncio.Future[Admission]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def snapshot(self) -> AdmissionSnapshot:
+        return self._core.snapshot()
+
+    @asynccontextmanager
+    async def lease(self, request: AdmissionRequest) -> AsyncIterator[Held]:
+        """Hold KV for `request` while the block runs, after waiting for it where need be.
+
+        Raises:
+            Overloaded: no place in the queue, or not in time; with `retry_after_s`.
+            ContextTooLong: it can never fit this pool.
+        """
+        verdict = self._core.offer(request, self._clock())
+        self._carry_out(verdict.changes)
+        admission = verdict.admission
+        if admission is None:
+            admission = await self._wait(verdict)
+        held = Held(admission)
+        finished = False
+        try:
+            yield held
+            finished = True
+        finally:
+            # A cut answer says nothing about how long answers are.
+            taught = held.output_tokens if finished else None
+            self._carry_out(self._core.release(admission.ticket, taught, self._clock()))
+
+    def progress(self, held: Held) -> None:
+        """A running request has produced more: what it outgrew its reservation by counts."""
+        sequences = held.admission.request.sequences
+        self._core.progress(held.admission.ticket, -(-held.output_tokens // sequences))
+
+    async def _wait(self, verdict: Verdict) -> Admission:
+        if verdict.action == "never_fits":
+            raise ContextTooLong(f"The request can never run here: {verdict.message}.")
+        if verdict.action != "queue":
+            raise Overloaded(
+                f"Too many requests: {verdict.message}.", retry_after_s=verdict.retry_after_s
+            )
+        ticket = verdict.ticket
+        future: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
+        self._waiting[ticket] = future
+        self._set_timer()
+        try:
+            return await future
+        except BaseException:
+            # Cancelled while it waited, or at the very moment it was admitted: either way the
+            # core frees what it holds. After a departure there is nothing left to cancel.
+            self._waiting.pop(ticket, None)
+            self._carry_out(self._core.cancel(ticket, self._clock()))
+            raise
+
+    def _carry_out(self, changes: Changes) -> None:
+        for admission in changes.admitted:
+            future = self._waiting.pop(admission.ticket)
+            if not future.done():  # else: cancelled in this very tick; its waiter cancels
+                future.set_result(admission)
+        for departure in changes.departed:
+            future = self._waiting.pop(departure.ticket)
+            if not future.done():
+                future.set_exception(
+                    Overloaded(
+                        f"Too many requests: waited {departure.waited_s:.1f} s without a place "
+                        f"({departure.reason}).",
+                        retry_after_s=departure.retry_after_s,
+                    )
+                )
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """One timer, for the earliest deadline among those who wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due_s = self._core.next_deadline_s()
+        if due_s is not None:
+            delay_s = max(0.0, due_s - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._carry_out(self._core.expire(self._clock()))

@@ -1,0 +1,18 @@
+"""Fixtures of every test. This file also puts `tests/` on the path, for the shared builders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """One torch thread: two on a busy machine make tiny models slower, not faster."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,53 @@
+"""Fixtures of the HTTP tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from byte_format import ByteFormat
+from live_server import MODEL, LiveServer, Serve
+
+from gpt_oss_server.api.services import ServedModel, Services
+from gpt_oss_server.engine.fake import FakeEngine
+from gpt_oss_server.types import Job
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start a server: `serve(script=…, engine_options…, services={…})`; stopped after the test."""
+    running: list[LiveServer] = []
+    with ThreadPoolExecutor(2) as pool:
+
+        def start(
+            script: Callable[[Job], Any] | None = None,
+            *,
+            started: bool = True,
+            services: dict[str, Any] | None = None,
+            **engine_options: Any,
+        ) -> LiveServer:
+            engine = FakeEngine(**({"script": script} if script else {}), **engine_options)
+            if started:
+                asyncio.run(engine.start())
+            live = LiveServer(
+                engine,
+                Services(
+                    engine=engine,
+                    chat_format=ByteFormat(),
+                    model=ServedModel((MODEL, "openai/tiny"), created=1_700_000_000),
+                    text_pool=pool,
+                    **(services or {}),
+                ),
+            )
+            live.__enter__()
+            running.append(live)
+            return live
+
+        try:
+            yield start
+        finally:
+            for live in running:
+                live.__exit__()

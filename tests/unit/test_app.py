@@ -1,0 +1,92 @@
+"""What the composition root hands on, and what the front process loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt_oss_server.app import engine_spec
+from gpt_oss_server.config import Settings, load
+from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.hub import ResolvedModel
+
+FLAGS: dict[str, object] = {
+    "device": "cuda:1",
+    "dtype": "bfloat16",
+    "load_format": "random",
+    "weights_seed": "7",
+    "max_model_len": "1000",
+    "max_num_seqs": "8",
+    "max_batch_tokens": "256",
+    "block_size": "32",
+    "kv_cache_memory": "1GiB",
+    "memory_budget": "2GiB",
+    "gpu_memory_utilization": "0.5",
+    "prefix_caching": False,
+    "prefill_order": "fcfs",
+    "prefill_oldest_share": "0.5",
+    "attention_backend": "reference",
+    "threads": "3",
+    "max_queue": "9",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a supervisor: progress bars would be noise."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+
+
+def test_every_engine_setting_reaches_the_worker(tmp_path: Path) -> None:
+    """Each setting of the engine arrives in the specification under its own name and unit."""
+    model = ResolvedModel("org/model", "model", folder=tmp_path)
+    assert engine_spec(load(FLAGS, {}), model) == EngineSpec(
+        folder=str(tmp_path),
+        device="cuda:1",
+        dtype="bfloat16",
+        load_format="random",
+        weights_seed=7,
+        max_model_len=1000,
+        max_num_seqs=8,
+        max_batch_tokens=256,
+        block_size=32,
+        kv_cache_bytes=2**30,
+        memory_budget_bytes=2**31,
+        gpu_memory_utilization=0.5,
+        prefix_caching=False,
+        prefill_order="fcfs",
+        prefill_oldest_share=0.5,
+        attention_backend="reference",
+        threads=3,
+        max_waiting=9,
+    )
+
+
+def test_defaults_agree_with_the_worker(tmp_path: Path) -> None:
+    """Settings and specification have the same defaults: neither can drift alone."""
+    model = ResolvedModel("org/model", "model", folder=tmp_path)
+    assert engine_spec(Settings(), model) == EngineSpec(folder=str(tmp_path))
+
+
+def test_a_built_in_model_without_weights_gets_random_ones(tmp_path: Path) -> None:
+    """Only a built-in model: a checkpoint that lacks its weights is an error elsewhere."""
+    builtin = ResolvedModel("tiny", "tiny", builtin=True, folder=tmp_path)
+    assert engine_spec(Settings(), builtin).load_format == "random"
+    (tmp_path / "model.safetensors").touch()
+    assert engine_spec(Settings(), builtin).load_format == "auto"
+
+
+def test_the_front_process_never_loads_the_model_stack() -> None:
+    """Neither torch nor transformers comes with the HTTP process: not by any import it makes."""
+    program = (
+        "import sys, gpt_oss_server.app, gpt_oss_server.harmony.formats, "
+        "gpt_oss_server.engine.client\n"
+        "print(*sorted({'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -1,0 +1,52 @@
+"""The project's own files agree with each other: dependencies, pins, reasons, version."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from gpt_oss_server import __version__
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pins() -> dict[str, str]:
+    """Package → version of every line of constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = {}
+    for line in (line for line in lines if not line.startswith("#")):
+        name, _, version = line.partition("==")
+        found[canonicalize_name(name)] = version
+    return found
+
+
+def test_every_dependency_is_pinned_within_its_bounds() -> None:
+    """constraints.txt holds, for each declared dependency, one version that it allows."""
+    declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    pinned = pins()
+    for requirement in map(Requirement, declared):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
+
+
+def test_pins_are_plain_versions() -> None:
+    """A pin works on any machine: no path, no host, no hash, no local build."""
+    for name, version in pins().items():
+        assert re.fullmatch(r"[0-9]+(\.[0-9]+)*", version), name
+
+
+def test_every_dependency_has_a_reason() -> None:
+    """The first decision record names each runtime dependency in its table."""
+    record = (ROOT / "docs" / "adr" / "0001-dependencies.md").read_text(encoding="utf-8")
+    table = "".join(line for line in record.splitlines() if line.startswith("| "))
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        assert re.search(rf"\b{re.escape(requirement.name)}\b", table), requirement.name
+
+
+def test_the_version_is_said_once() -> None:
+    """The package and the project file agree."""
+    assert PROJECT["version"] == __version__
