@@ -17,17 +17,19 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from gpt_oss_server import __version__
 from gpt_oss_server.api.app import build_app
 from gpt_oss_server.api.auth import KeyRing
 from gpt_oss_server.api.services import Limits, ServedModel, Services
+from gpt_oss_server.api.stats import Statistics
 from gpt_oss_server.config import Settings
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import StartupError
@@ -35,6 +37,7 @@ from gpt_oss_server.gpus import count_gpus
 from gpt_oss_server.hub import ModelName, ResolvedModel, identify, resolve_model
 from gpt_oss_server.lifecycle import App, HttpServer, StopSignals, drain, in_daemon_thread
 from gpt_oss_server.listener import listen, url_of
+from gpt_oss_server.parts import Instruments, build_desk, check_desk_settings
 from gpt_oss_server.pending import PendingChatFormat, PendingEngine
 from gpt_oss_server.ports import ChatFormat, Engine
 
@@ -82,6 +85,7 @@ def serve(settings: Settings, parts: Parts | None = None) -> int:
     parts = parts or Parts()
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(message)s")
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    check_desk_settings(settings)
     _check_gpus(settings, parts.count_gpus)
     identity = identify(settings.model)
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
@@ -108,6 +112,7 @@ class _Server:
         self._listener = listener
         self._created = int(time.time())
         self._engine: Engine | None = None
+        self._instruments: Instruments | None = None
         self._text_pool = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
         self._draining = False
         self.prepared = True
@@ -135,6 +140,8 @@ class _Server:
             await drain(http, serving, self._engine, signals, grace_s)
             stop.cancel()
             self._text_pool.shutdown(wait=False, cancel_futures=True)
+            if self._instruments is not None:
+                self._instruments.close()
         if not serving.cancelled():
             serving.result()
         return signals.exit_status
@@ -146,9 +153,13 @@ class _Server:
         model = await in_daemon_thread(partial(self._parts.resolve_model, self._settings))
         self.prepared = True
         self._engine = engine = self._parts.make_engine(engine_spec(self._settings, model))
+        # The fake engine of tests has no process.
+        self._instruments = instruments = Instruments(
+            self._settings, lambda: getattr(engine, "worker_pid", None)
+        )
         parts = (
             asyncio.create_task(engine.start()),
-            asyncio.create_task(self._open_app(http, model, engine)),
+            asyncio.create_task(self._open_app(http, model, engine, instruments)),
         )
         try:
             await asyncio.gather(*parts)
@@ -156,6 +167,7 @@ class _Server:
             for part in parts:
                 part.cancel()
         info = engine.info()
+        instruments.begin(info)
         print(
             f"ready in {time.monotonic() - began_s:.1f} s: {model.short_name} on {info.device} in "
             f"{info.dtype}, context {info.max_model_len} tokens, KV cache for "
@@ -163,9 +175,24 @@ class _Server:
             flush=True,
         )
 
-    async def _open_app(self, http: HttpServer, model: ResolvedModel, engine: Engine) -> None:
+    async def _open_app(
+        self, http: HttpServer, model: ResolvedModel, engine: Engine, instruments: Instruments
+    ) -> None:
         chat_format = await in_daemon_thread(partial(self._parts.open_chat_format, model.folder))
-        http.app = build_app(self._services(engine, chat_format))
+        desk = build_desk(self._settings, engine, instruments, self._parts.count_gpus())
+        services = self._services(engine, chat_format)
+        http.app = build_app(
+            replace(
+                services,
+                desk=desk,
+                limits=replace(
+                    services.limits,
+                    default_max_tokens=self._settings.default_max_tokens
+                    or default_output_tokens(model.folder),
+                ),
+                extra_endpoints=Statistics(desk, engine).endpoints(),
+            )
+        )
 
     def _waiting_app(self, reason: str) -> App:
         return build_app(self._services(PendingEngine(reason), PendingChatFormat(reason)))
@@ -217,9 +244,18 @@ def engine_spec(settings: Settings, model: ResolvedModel) -> EngineSpec:
         prefill_oldest_share=settings.prefill_oldest_share,
         attention_backend=settings.attention_backend,
         threads=settings.threads,
-        max_waiting=settings.max_queue,
         show_progress=sys.stderr.isatty(),
     )
+
+
+def default_output_tokens(folder: Path) -> int | None:
+    """The output bound that the model's own generation config gives to requests without one."""
+    try:
+        config = msgspec.json.decode((folder / "generation_config.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+    bound = config.get("max_new_tokens") if isinstance(config, dict) else None
+    return bound if isinstance(bound, int) and bound > 0 else None
 
 
 def _check_gpus(settings: Settings, count: Callable[[], int]) -> None:

@@ -46,8 +46,17 @@ def _setting(default: T, kind: Kind, group: str, help: str, *, auto: str = "") -
     return field  # type: ignore[no-any-return]
 
 
-_GROUPS = ("Model", "Address and keys", "Limits", "Memory and batching", "GPUs", "Operation")
-_MODEL, _ADDRESS, _LIMITS, _MEMORY, _GPUS, _OPERATION = _GROUPS
+_GROUPS = (
+    "Model",
+    "Address and keys",
+    "Limits",
+    "Memory and batching",
+    "Routing",
+    "Admission",
+    "GPUs",
+    "Operation",
+)
+_MODEL, _ADDRESS, _LIMITS, _MEMORY, _ROUTING, _ADMISSION, _GPUS, _OPERATION = _GROUPS
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ class Settings:
         auto="what the context leaves",
     )
     max_queue: int = _setting(
-        1024, Integer(0), _LIMITS, "requests that may wait; one more is answered 429"
+        256, Integer(0), _LIMITS, "requests that may wait; one more is answered 429"
     )
 
     max_num_seqs: int = _setting(64, Integer(1, 4096), _MEMORY, "sequences that run at once")
@@ -150,6 +159,74 @@ class Settings:
         Number(0, 1),
         _MEMORY,
         "with shortest: share of the prefill tokens that the oldest prefill always gets",
+    )
+
+    large_input_tokens: int = _setting(
+        8000, Integer(0), _ROUTING, "more prompt tokens than this belong on several GPUs"
+    )
+    large_kv_mb: float = _setting(
+        6000.0, Number(0), _ROUTING, "more predicted KV (in 2^20 bytes) belongs on several GPUs"
+    )
+    memory_pressure: float = _setting(
+        0.85,
+        Number(0, 1),
+        _ROUTING,
+        "above this effective pressure the two smaller thresholds below hold",
+    )
+    pressure_input_tokens: int = _setting(
+        4000, Integer(0), _ROUTING, "under pressure: more prompt tokens belong on several GPUs"
+    )
+    pressure_kv_mb: float = _setting(
+        3000.0, Number(0), _ROUTING, "under pressure: more predicted KV belongs on several GPUs"
+    )
+    min_gpu_util_percent: float = _setting(
+        60.0, Number(0, 100), _ROUTING, "target: a GPU utilised less is reported in /stats"
+    )
+    max_p95_e2e_seconds: float = _setting(
+        20.0,
+        Number(0, open_low=True),
+        _ROUTING,
+        "target: a slower 95th percentile is reported in /stats",
+    )
+    stale_after_s: float = _setting(
+        10.0,
+        Number(0, open_low=True),
+        _ROUTING,
+        "a GPU reading older than this counts as unknown",
+    )
+    decision_log: str | None = _setting(
+        None,
+        Text(),
+        _ROUTING,
+        "file to which every decision is appended as JSON, for `replay`",
+        auto="none",
+    )
+
+    admission_mode: Literal["optimistic", "worst_case"] = _setting(
+        "optimistic",
+        Choice(("optimistic", "worst_case")),
+        _ADMISSION,
+        "KV reserved per request: for the answer length seen so far, or for the whole bound "
+        "(never preempts)",
+    )
+    max_wait_s: float = _setting(
+        30.0, Number(0), _ADMISSION, "longest a request waits for a place before it is answered 429"
+    )
+    open_output_tokens: int = _setting(
+        4096,
+        Integer(1),
+        _ADMISSION,
+        "with worst_case: output bound of a request that leaves it open",
+    )
+    min_open_output_tokens: int = _setting(
+        256, Integer(1), _ADMISSION, "a bound left open is never lowered below this"
+    )
+    max_sessions: int = _setting(1024, Integer(1), _ADMISSION, "conversations that are tracked")
+    session_idle_s: float = _setting(
+        600.0, Number(0, open_low=True), _ADMISSION, "a conversation idle for longer is forgotten"
+    )
+    session_kv_limit: int | None = _setting(
+        None, Size(), _ADMISSION, "bytes of KV counted for one conversation", auto="none"
     )
 
     gpu_mode: Literal["single", "auto", "tensor", "pipeline"] = _setting(

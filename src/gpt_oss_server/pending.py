@@ -29,6 +29,9 @@ class PendingEngine:
     def generate(self, job: Job) -> AsyncGenerator[TokenDelta, None]:
         _refuse(self._reason)
 
+    def forget(self, session: str, keep_tokens: int = 0) -> None:
+        return None
+
     def info(self) -> EngineInfo:
         _refuse(self._reason)
 

@@ -45,12 +45,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `max_tokens_explicit` is False when the client left the bound open: the engine may then lower
     it to what the KV pool can hold; an explicit bound that can never fit is refused instead.
+    `session` owns the prefix blocks that the job leaves in the cache.
     """
 
     id: str
     prompt: list[int]
     sampling: SamplingParams
     max_tokens_explicit: bool = True
+    session: str | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

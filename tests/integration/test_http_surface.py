@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -13,7 +15,8 @@ from live_server import LiveServer, Serve
 
 from gpt_oss_server.api.auth import KeyRing
 from gpt_oss_server.api.exchange import Exchange
-from gpt_oss_server.api.services import Access, Endpoint, Limits, RouteLabel, Services
+from gpt_oss_server.api.services import Access, Endpoint, Limits, Services
+from gpt_oss_server.dispatch.desk import Call, Lease
 from gpt_oss_server.engine.fake import Script
 
 CHAT = "/v1/chat/completions"
@@ -105,29 +108,28 @@ def test_request_ids(serve: Serve) -> None:
 
 
 def test_route_headers(serve: Serve) -> None:
-    """Every response says where it ran and why, by the injected chooser."""
+    """An answer says where it ran and why, as the desk decided; header text is made safe."""
 
-    class Chooser:
-        def default(self) -> RouteLabel:
-            return RouteLabel("single_gpu", "no decision")
+    class Multi:
+        @asynccontextmanager
+        async def admit(self, call: Call) -> AsyncIterator[Lease]:
+            prompt = len(call.jobs[0].prompt)
+            yield Lease(call.jobs, "multi_gpu", f"big → {prompt}\r\nx: y", lambda _: None)
 
-        def choose(self, *, prompt_tokens: int, max_tokens: int) -> RouteLabel:
-            return RouteLabel("multi_gpu", f"big → {prompt_tokens}+{max_tokens}\r\nx: y")
-
-    live = serve(services={"routes": Chooser()})
+    live = serve(services={"desk": Multi()})
     refused = live.http.post(CHAT, json={})
     assert refused.headers["x-route"] == "single_gpu"
-    assert refused.headers["x-route-reason"] == "no decision"
+    assert refused.headers["x-route-reason"] == "default: no multi-GPU trigger"
     answered = live.http.post(CHAT, json={**HELLO, "max_tokens": 5})
     assert answered.headers["x-route"] == "multi_gpu"
-    assert answered.headers["x-route-reason"] == "big ? 11+5??x: y"
+    assert answered.headers["x-route-reason"] == "big ? 11??x: y"
 
 
 def test_default_route_headers(serve: Serve) -> None:
-    """Without a router, requests run on one GPU by default and say so."""
+    """A response without a decision says so."""
     headers = serve().http.get("/health").headers
     assert headers["x-route"] == "single_gpu"
-    assert headers["x-route-reason"] == "default: fits one GPU"
+    assert headers["x-route-reason"] == "default: no multi-GPU trigger"
 
 
 def test_unknown_path_and_wrong_verb(serve: Serve) -> None:

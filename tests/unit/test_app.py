@@ -30,7 +30,6 @@ FLAGS: dict[str, object] = {
     "prefill_oldest_share": "0.5",
     "attention_backend": "reference",
     "threads": "3",
-    "max_queue": "9",
 }
 
 
@@ -61,7 +60,6 @@ def test_every_engine_setting_reaches_the_worker(tmp_path: Path) -> None:
         prefill_oldest_share=0.5,
         attention_backend="reference",
         threads=3,
-        max_waiting=9,
     )
 
 

@@ -36,7 +36,7 @@ def test_defaults() -> None:
     settings = load({}, {})
     assert settings == Settings()
     assert (settings.model, settings.host, settings.port) == ("tiny", "127.0.0.1", 8000)
-    assert (settings.max_body, settings.max_queue, settings.block_size) == (8 * 2**20, 1024, 16)
+    assert (settings.max_body, settings.max_queue, settings.block_size) == (8 * 2**20, 256, 16)
     assert (settings.gpu_mode, settings.prefix_caching, settings.api_key) == ("single", True, ())
     assert settings.shutdown_grace_s == 30.0
 

@@ -15,7 +15,7 @@ from gpt_oss_server.api.chat import chat_completions
 from gpt_oss_server.api.completions import completions
 from gpt_oss_server.api.exchange import ClientGone, Exchange, Header, Receive, Scope, Send
 from gpt_oss_server.api.openapi import openapi
-from gpt_oss_server.api.services import Access, Endpoint, Services
+from gpt_oss_server.api.services import UNDECIDED, Access, Endpoint, Services
 from gpt_oss_server.api.status import get_model, health, list_models, live, version
 from gpt_oss_server.api.tokens import detokenize, tokenize
 from gpt_oss_server.errors import Internal, MethodNotAllowed, NotFound, NotReady, ServerError
@@ -47,7 +47,7 @@ def build_app(services: Services) -> Application:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
-            await _serve(Exchange(scope, receive, send, services.routes.default()), paths, services)
+            await _serve(Exchange(scope, receive, send, UNDECIDED), paths, services)
         else:
             await send({"type": "websocket.close", "code": 1003})
 

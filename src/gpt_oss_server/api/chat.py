@@ -21,11 +21,12 @@ from gpt_oss_server.api.generation import (
     text_batches,
     usage_of,
 )
+from gpt_oss_server.api.identity import call_of, session_of
 from gpt_oss_server.api.logprobs import chat_logprobs
 from gpt_oss_server.api.parsing import parse_request
 from gpt_oss_server.api.sampling import JobPlan, OutputLimit, check_prompt_length
 from gpt_oss_server.api.schema_chat import ChatRequest, message_mappings
-from gpt_oss_server.api.services import Services
+from gpt_oss_server.api.services import RouteLabel, Services
 from gpt_oss_server.api.streams import ChoiceStreams
 from gpt_oss_server.types import Job
 
@@ -47,15 +48,15 @@ async def _answer(exchange: Exchange, services: Services, request: ChatRequest) 
     check_choices(request.choices_per_prompt, services, param="n")
     head = AnswerHead.new("chatcmpl", model, services)
     jobs = await _plan(services, request, head)
-    exchange.route = services.routes.choose(
-        prompt_tokens=len(jobs[0].prompt), max_tokens=jobs[0].sampling.max_tokens
-    )
-    answer = _Answer(services, request, head, jobs)
-    async with ChoiceStreams(services.engine, jobs) as streams:
-        if request.stream:
-            await answer.stream(exchange, streams)
-        else:
-            await answer.collect(exchange, streams)
+    session = session_of(exchange, request.user, message_mappings(request.messages))
+    async with services.desk.admit(call_of(exchange, services, jobs, session)) as lease:
+        exchange.route = RouteLabel(lease.route, lease.reason)
+        answer = _Answer(services, request, head, lease.jobs)
+        async with ChoiceStreams(services.engine, lease.jobs, lease.count) as streams:
+            if request.stream:
+                await answer.stream(exchange, streams)
+            else:
+                await answer.collect(exchange, streams)
 
 
 async def _plan(services: Services, request: ChatRequest, head: AnswerHead) -> list[Job]:

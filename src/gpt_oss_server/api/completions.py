@@ -20,11 +20,12 @@ from gpt_oss_server.api.generation import (
     text_batches,
     usage_of,
 )
+from gpt_oss_server.api.identity import call_of, session_of
 from gpt_oss_server.api.logprobs import completion_logprobs
 from gpt_oss_server.api.parsing import parse_request
 from gpt_oss_server.api.sampling import JobPlan, OutputLimit, check_prompt_length
 from gpt_oss_server.api.schema_completions import DEFAULT_MAX_TOKENS, CompletionRequest
-from gpt_oss_server.api.services import Services
+from gpt_oss_server.api.services import RouteLabel, Services
 from gpt_oss_server.api.streams import ChoiceStreams
 from gpt_oss_server.errors import BadRequest
 from gpt_oss_server.ports import ChatFormat
@@ -53,16 +54,15 @@ async def _answer(exchange: Exchange, services: Services, request: CompletionReq
     head = AnswerHead.new("cmpl", model, services)
     prepared = await _prepare(services, request)
     jobs = _plan(services, request, head, prepared)
-    longest = max(jobs, key=lambda job: len(job.prompt))
-    exchange.route = services.routes.choose(
-        prompt_tokens=len(longest.prompt), max_tokens=longest.sampling.max_tokens
-    )
-    answer = _Answer(services, request, head, jobs, [p.echo for p in prepared])
-    async with ChoiceStreams(services.engine, jobs) as streams:
-        if request.stream:
-            await answer.stream(exchange, streams)
-        else:
-            await answer.collect(exchange, streams)
+    session = session_of(exchange, request.user, None)
+    async with services.desk.admit(call_of(exchange, services, jobs, session)) as lease:
+        exchange.route = RouteLabel(lease.route, lease.reason)
+        answer = _Answer(services, request, head, lease.jobs, [p.echo for p in prepared])
+        async with ChoiceStreams(services.engine, lease.jobs, lease.count) as streams:
+            if request.stream:
+                await answer.stream(exchange, streams)
+            else:
+                await answer.collect(exchange, streams)
 
 
 @dataclass(frozen=True)

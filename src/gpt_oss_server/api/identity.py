@@ -16,9 +16,25 @@ import msgspec
 from gpt_oss_server.admission.config import DEFAULT_PRIORITY, parse_priority
 from gpt_oss_server.api.auth import KeyRing
 from gpt_oss_server.api.exchange import Exchange
+from gpt_oss_server.api.services import Services
+from gpt_oss_server.dispatch.desk import Call
 from gpt_oss_server.errors import BadRequest
+from gpt_oss_server.types import Job
 
 _SANE_SESSION = re.compile(rb"[A-Za-z0-9._:@-]{1,128}")
+
+
+def call_of(
+    exchange: Exchange, services: Services, jobs: list[Job], session_id: str | None
+) -> Call:
+    """The request as the desk wants it. Raises BadRequest for a priority that is none."""
+    return Call(
+        request_id=exchange.request_id,
+        jobs=jobs,
+        client_id=client_of(exchange, services.api_keys),
+        session_id=session_id,
+        priority=priority_of(exchange),
+    )
 
 
 def client_of(exchange: Exchange, keys: KeyRing) -> str:

@@ -10,52 +10,41 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from gpt_oss_server.api.auth import KeyRing
+from gpt_oss_server.dispatch.desk import Call, Lease, OpenDesk
 from gpt_oss_server.errors import NotFound, NotReady
+from gpt_oss_server.facts import NO_TRIGGER_REASON, Route
 from gpt_oss_server.ports import ChatFormat, Engine
 from gpt_oss_server.types import EngineInfo
 
 if TYPE_CHECKING:
     from gpt_oss_server.api.exchange import Exchange
 
-RouteName = Literal["single_gpu", "multi_gpu"]
-
 
 @dataclass(frozen=True)
 class RouteLabel:
     """Where a request runs and why; becomes `X-Route` and `X-Route-Reason`."""
 
-    route: RouteName
+    route: Route
     reason: str
 
 
-class RouteChooser(Protocol):
-    """The seam where a router plugs in: pure, no I/O, called once per generation request."""
+UNDECIDED = RouteLabel("single_gpu", NO_TRIGGER_REASON)
+"""The label of a response for which no decision was taken (errors, `/health`)."""
 
-    def default(self) -> RouteLabel:
-        """The label of a response for which no decision was taken (errors, `/health`)."""
+
+class FrontDesk(Protocol):
+    """What every generation passes: it decides where the request runs, waits until it may, and
+    holds what it takes for as long as the block runs."""
+
+    def admit(self, call: Call) -> AbstractAsyncContextManager[Lease]:
+        """Raises NotReady, Overloaded or ContextTooLong."""
         ...
-
-    def choose(self, *, prompt_tokens: int, max_tokens: int) -> RouteLabel:
-        """The label of a request of that many prompt tokens and at most that many new ones."""
-        ...
-
-
-@dataclass(frozen=True)
-class SingleGpuRoute:
-    """The chooser of a server that has one place to run anything."""
-
-    label: RouteLabel = RouteLabel("single_gpu", "default: fits one GPU")
-
-    def default(self) -> RouteLabel:
-        return self.label
-
-    def choose(self, *, prompt_tokens: int, max_tokens: int) -> RouteLabel:
-        return self.label
 
 
 @dataclass(frozen=True)
@@ -154,7 +143,7 @@ class Services:
     limits: Limits = field(default_factory=Limits)
     api_keys: KeyRing = field(default_factory=KeyRing)
     admin_keys: KeyRing = field(default_factory=KeyRing)
-    routes: RouteChooser = field(default_factory=SingleGpuRoute)
+    desk: FrontDesk = field(default_factory=OpenDesk)
     draining: Callable[[], bool] = _never_draining
     clock: Callable[[], float] = time.time
     draw_seed: Callable[[], int] = _draw_seed

@@ -6,7 +6,7 @@ Knows: the engine port, concurrency, cancellation. Does not know: text or HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -24,8 +24,15 @@ class ChoiceStreams:
     every stream. Several are pumped by one task each, and whatever has arrived comes together.
     """
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        jobs: Sequence[Job],
+        count: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`count` is told of the tokens of everything that is handed out."""
         self._engine = engine
+        self._count = count
         self._jobs = jobs
         self._single: AsyncGenerator[TokenDelta, None] | None = None
         self._pumps: list[asyncio.Task[None]] = []
@@ -63,13 +70,17 @@ class ChoiceStreams:
         """
         if self._single is not None:
             delta = await anext(self._single, None)
-            return [] if delta is None else [(0, delta)]
+            if delta is None:
+                return []
+            self._count(len(delta.token_ids))
+            return [(0, delta)]
         while self._failure is None and not self._waiting and self._open:
             self._wake.clear()
             await self._wake.wait()
         if self._failure is not None:
             raise self._failure
         batch, self._waiting = self._waiting, []
+        self._count(sum(len(delta.token_ids) for _, delta in batch))
         return batch
 
     async def stop(self, index: int) -> None:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gpt_oss_server.commands import serve
+from gpt_oss_server.commands import doctor, replay, serve
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,6 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "serve": Command(serve.SUMMARY, serve.add_arguments, serve.run),
+    "doctor": Command(doctor.SUMMARY, doctor.add_arguments, doctor.run),
+    "replay": Command(replay.SUMMARY, replay.add_arguments, replay.run),
 }

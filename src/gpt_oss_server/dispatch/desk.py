@@ -27,7 +27,7 @@ from gpt_oss_server.dispatch.estimate import (
 from gpt_oss_server.dispatch.fleet import LocalFleet
 from gpt_oss_server.dispatch.gate import AdmissionGate, Held
 from gpt_oss_server.dispatch.latency import LatencyWindow
-from gpt_oss_server.facts import Decision, RequestFacts, Route
+from gpt_oss_server.facts import NO_TRIGGER_REASON, Decision, RequestFacts, Route
 from gpt_oss_server.memory.kv import KvEstimator
 from gpt_oss_server.ports import Engine
 from gpt_oss_server.routing.config import RoutingConfig
@@ -56,23 +56,33 @@ class Call:
 
 
 class Lease:
-    """A request that may run now: `jobs` with the bounds it was granted, `route` where it runs.
-
-    `count` is to be told of every delta's tokens; it is what admission learns output lengths
-    from and what the statistics count.
+    """A request that may run now: `jobs` with the bounds it was granted, `route` where it runs
+    and `reason` why. `count` is to be told of the tokens of every delta: admission learns output
+    lengths from it.
     """
 
     def __init__(
-        self, decision: Decision, route: Route, jobs: list[Job], held: Held, gate: AdmissionGate
+        self,
+        jobs: list[Job],
+        route: Route,
+        reason: str,
+        count: Callable[[int], None],
     ) -> None:
-        self.decision = decision
-        self.route = route
         self.jobs = jobs
+        self.route = route
+        self.reason = reason
+        self.count = count
+
+
+class _Count:
+    """Counts one request's output, and tells admission now and then how far it has come."""
+
+    def __init__(self, held: Held, gate: AdmissionGate) -> None:
         self._held = held
         self._gate = gate
         self._told = 0
 
-    def count(self, tokens: int) -> None:
+    def __call__(self, tokens: int) -> None:
         held = self._held
         held.output_tokens += tokens
         if held.output_tokens - self._told >= PROGRESS_TOKENS:
@@ -86,6 +96,14 @@ class _Serving(msgspec.Struct, frozen=True):
     info: EngineInfo
     estimator: KvEstimator
     gate: AdmissionGate
+
+
+class OpenDesk:
+    """Lets everything in, at once and undecided. For an engine that guards itself, and tests."""
+
+    @asynccontextmanager
+    async def admit(self, call: Call) -> AsyncIterator[Lease]:
+        yield Lease(call.jobs, "single_gpu", NO_TRIGGER_REASON, lambda _: None)
 
 
 class Desk:
@@ -137,8 +155,11 @@ class Desk:
             self.ledger.record_executed(route)
             self._load_tokens += tokens
             tracked = self._begin_session(call)
-            jobs = _bounded(call.jobs, held.admission.plan.max_tokens)
-            lease = Lease(decision, route, jobs, held, serving.gate)
+            jobs = _granted(call.jobs, held.admission.plan.max_tokens, tracked)
+            reason = decision.reason
+            if decision.unmet_recommendation:
+                reason += "; no multi-GPU replica"
+            lease = Lease(jobs, route, reason, _Count(held, serving.gate))
             try:
                 yield lease
                 elapsed_s = self._clock() - began_s
@@ -224,7 +245,9 @@ class Desk:
         """The session's key if it is tracked from here on."""
         if call.session_id is None:
             return None
-        session, _ = self.sessions.begin(call.session_id, self._clock())
+        session, evicted = self.sessions.begin(call.session_id, self._clock())
+        for eviction in evicted:
+            self._engine.forget(eviction.session.key)
         return None if session is None else call.session_id
 
     def _end_session(
@@ -232,7 +255,10 @@ class Desk:
     ) -> None:
         prefix = len(jobs[0].prompt) + output_tokens // len(jobs)
         blocks = serving.estimator.footprint(prefix, 1).blocks
-        self.sessions.end(key, self._clock(), prefix, kv_bytes(serving.info, blocks))
+        size = kv_bytes(serving.info, blocks)
+        session = self.sessions.end(key, self._clock(), prefix, size)
+        if session.prefix_tokens < prefix:  # over its limit: what is beyond is let go
+            self._engine.forget(key, session.prefix_tokens)
 
 
 def _distinct(jobs: Sequence[Job]) -> list[Job]:
@@ -248,6 +274,12 @@ def _with_bound(job: Job, tokens: int) -> Job:
     )
 
 
-def _bounded(jobs: list[Job], tokens: int) -> list[Job]:
-    """The jobs with an open bound lowered to what was granted; explicit ones as they are."""
-    return [job if job.max_tokens_explicit else _with_bound(job, tokens) for job in jobs]
+def _granted(jobs: list[Job], tokens: int, session: str | None) -> list[Job]:
+    """The jobs as they may run: an open bound lowered to what was granted (an explicit one is
+    left alone), and the session that owns what they leave in the cache."""
+    return [
+        msgspec.structs.replace(
+            job if job.max_tokens_explicit else _with_bound(job, tokens), session=session
+        )
+        for job in jobs
+    ]

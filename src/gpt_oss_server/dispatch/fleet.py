@@ -6,40 +6,31 @@ policies. It takes no reading itself: the probe's last one is used with its age.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpt_oss_server.dispatch.estimate import kv_bytes, kv_capacity_bytes
 from gpt_oss_server.facts import FleetView, GpuMode, GpuView, ReplicaView
 from gpt_oss_server.ports import Engine, GpuReading
+from gpt_oss_server.telemetry.gpu import ProbedGpu
 from gpt_oss_server.types import EngineInfo
 
 REPLICA_ID = "local"
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A probe's last good reading of all GPUs, and when it was taken (None: never)."""
-
-    readings: tuple[GpuReading, ...]
-    measured_at_s: float | None
-
-
-@dataclass(frozen=True)
 class LocalFleet:
     """One replica on this machine.
 
-    `sample` returns the probe's last reading without blocking. `gpu_ids` are the probe's ids of
-    the GPUs that the replica runs on (`cpu` where it runs on none). `machine_gpus` is None when
-    not known.
+    `readings` returns the last good reading of each GPU, in CUDA's order, without blocking.
+    `machine_gpus` is None when not known.
     """
 
     engine: Engine
-    sample: Callable[[], Sample]
+    readings: Callable[[], Sequence[ProbedGpu]]
     clock: Callable[[], float]
-    gpu_mode: GpuMode
-    gpu_ids: tuple[str, ...]
-    machine_gpus: int | None
+    gpu_mode: GpuMode = "single"
+    machine_gpus: int | None = None
 
     def view(self, *, load_tokens: int, reserved_blocks: Mapping[str, int]) -> FleetView:
         """The view now. Raises NotReady while no engine is up."""
@@ -49,7 +40,7 @@ class LocalFleet:
         held = max(kv_bytes(info, stats.blocks_in_use), kv_bytes(info, reserved_blocks))
         replica = ReplicaView(
             id=REPLICA_ID,
-            gpus=len(self.gpu_ids),
+            gpus=1,
             measured_at_s=now_s,
             kv_capacity_bytes=capacity,
             kv_free_bytes=capacity - held,
@@ -74,22 +65,21 @@ class LocalFleet:
         pool = kv_capacity_bytes(info)
         if info.device == "cpu":
             pool = in_use + kv_bytes(info, stats.blocks_cached)
-        sample = self.sample()
         return tuple(
-            self._own(info, reading, sample.measured_at_s, in_use, pool)
-            if reading.id in self.gpu_ids
-            else _foreign(reading, sample.measured_at_s)
-            for reading in sample.readings
+            self._own(info, gpu, in_use, pool)
+            if _runs_on(info.device, index, gpu.reading)
+            else _foreign(gpu)
+            for index, gpu in enumerate(self.readings())
         )
 
     def _own(
         self,
         info: EngineInfo,
-        reading: GpuReading,
-        measured_at_s: float | None,
+        gpu: ProbedGpu,
         in_use_bytes: int,
         pool_bytes: int,
     ) -> GpuView:
+        reading = gpu.reading
         # What a step holds at its peak may or may not be in the reading: counting it as ours and
         # not as others' errs towards more pressure.
         others = None
@@ -98,7 +88,7 @@ class LocalFleet:
         return GpuView(
             id=reading.id,
             total_bytes=reading.total_bytes or 0,
-            measured_at_s=measured_at_s,
+            measured_at_s=gpu.measured_at_s,
             others_bytes=others,
             weights_bytes=info.weights_bytes,
             activations_peak_bytes=info.activations_peak_bytes,
@@ -107,14 +97,19 @@ class LocalFleet:
         )
 
 
-def _foreign(reading: GpuReading, measured_at_s: float | None) -> GpuView:
+def _runs_on(device: str, index: int, reading: GpuReading) -> bool:
+    """Whether the replica's device (`cpu`, `cuda:N`) is the GPU with this place in CUDA's order."""
+    return reading.id == "cpu" if device == "cpu" else device == f"cuda:{index}"
+
+
+def _foreign(gpu: ProbedGpu) -> GpuView:
     """A GPU of this machine that the replica does not run on."""
     return GpuView(
-        id=reading.id,
-        total_bytes=reading.total_bytes or 0,
-        measured_at_s=measured_at_s,
-        others_bytes=reading.used_bytes,
-        utilization_percent=_percent(reading.utilization),
+        id=gpu.reading.id,
+        total_bytes=gpu.reading.total_bytes or 0,
+        measured_at_s=gpu.measured_at_s,
+        others_bytes=gpu.reading.used_bytes,
+        utilization_percent=_percent(gpu.reading.utilization),
         in_use=False,
     )
 

@@ -70,7 +70,9 @@ class AdmissionGate:
 
     async def _wait(self, verdict: Verdict) -> Admission:
         if verdict.action == "never_fits":
-            raise ContextTooLong(f"The request can never run here: {verdict.message}.")
+            raise ContextTooLong(
+                f"The request can never run here: {verdict.message}.", param="max_tokens"
+            )
         if verdict.action != "queue":
             raise Overloaded(
                 f"Too many requests: {verdict.message}.", retry_after_s=verdict.retry_after_s

@@ -39,6 +39,8 @@ class BlockPool:
         self._by_hash: dict[bytes, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._owner: dict[int, str] = {}
+        self._owned: dict[str, dict[int, None]] = {}
 
     @property
     def available(self) -> int:
@@ -77,20 +79,27 @@ class BlockPool:
                 else:
                     self._cached[block] = None
 
-    def register(self, block: int, content: bytes) -> None:
+    def register(self, block: int, content: bytes, owner: str | None = None) -> None:
         """Make a held, completely written block addressable by its content hash. The first
-        block of a content wins; a second one with the same content stays anonymous."""
+        block of a content wins; a second one with the same content stays anonymous. `owner` is
+        the session that `forget_owner` may later be called for."""
         if content not in self._by_hash and self._hash_of[block] is None:
             self._by_hash[content] = block
             self._hash_of[block] = content
+            if owner is not None:
+                self._owner[block] = owner
+                self._owned.setdefault(owner, {})[block] = None
 
     def contains(self, content: bytes) -> bool:
         return content in self._by_hash
 
-    def acquire(self, contents: Sequence[bytes]) -> list[int]:
-        """Take a reference on the blocks with these contents; all must be present."""
+    def acquire(self, contents: Sequence[bytes], owner: str | None = None) -> list[int]:
+        """Take a reference on the blocks with these contents; all must be present. What another
+        owner than the first uses (a shared system prompt) belongs to nobody from then on."""
         blocks = [self._by_hash[content] for content in contents]
         for block in blocks:
+            if self._owner.get(block) != owner:
+                self._disown(block)
             if self._refs[block] == 0:
                 del self._cached[block]
             self._refs[block] += 1
@@ -105,13 +114,38 @@ class BlockPool:
         while self._cached:
             self._free.append(self._evict())
 
+    def forget_owner(self, owner: str, keep: int = 0) -> int:
+        """Drop the cached content of one owner but for its first `keep` blocks, in the order in
+        which they were registered. Held blocks stay. Returns how many were dropped."""
+        dropped = 0
+        for block in list(self._owned.get(owner, {}))[keep:]:
+            if self._refs[block] == 0:
+                del self._cached[block]
+                self._clear(block)
+                self._free.append(block)
+                dropped += 1
+        return dropped
+
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
+        self._clear(block)
+        return block
+
+    def _clear(self, block: int) -> None:
+        """Take a block's content and owner from it."""
         content = self._hash_of[block]
         if content is not None:
             del self._by_hash[content]
             self._hash_of[block] = None
-        return block
+        self._disown(block)
+
+    def _disown(self, block: int) -> None:
+        owner = self._owner.pop(block, None)
+        if owner is not None:
+            owned = self._owned[owner]
+            del owned[block]
+            if not owned:
+                del self._owned[owner]
 
 
 class PrefixHasher:

@@ -153,6 +153,11 @@ class EngineClient:
             if not stream.ended and transport is self._transport:
                 transport.write(wire.frame(wire.Cancel(key)))
 
+    def forget(self, session: str, keep_tokens: int = 0) -> None:
+        """See the `Engine` port."""
+        if self._transport is not None and self._state.ready:
+            self._transport.write(wire.frame(wire.Forget(session, keep_tokens)))
+
     async def close(self) -> None:
         """End the worker and wait for it; live jobs end in EngineFailed."""
         self._state = EngineState(False, "shutting down", self._state.restarts)

@@ -162,6 +162,10 @@ class EngineCore:
             self._drop(seq)
             self._counts["cancelled"] += 1
 
+    def forget(self, session: str, keep_tokens: int = 0) -> None:
+        """Drop what is cached of a session beyond its first `keep_tokens` tokens."""
+        self.kv.forget(session, keep_tokens)
+
     def step(self) -> StepEvents:
         """Schedule, run, record. Any exception here is the engine's own fault and fatal."""
         events = StepEvents()

@@ -76,6 +76,7 @@ class FakeEngine:
 
     Attributes:
         jobs: every job accepted, in order.
+        forgotten: every call of `forget`, in order.
         active: jobs between their first step and their end.
         finished, cancelled, failed: how jobs have ended so far.
     """
@@ -90,6 +91,7 @@ class FakeEngine:
     ) -> None:
         self.script = script
         self.jobs: list[Job] = []
+        self.forgotten: list[tuple[str, int]] = []
         self.active = 0
         self.finished = 0
         self.cancelled = 0
@@ -111,6 +113,9 @@ class FakeEngine:
     async def start(self) -> None:
         self._state = EngineState(True, "ready", self._state.restarts)
         self._notify()
+
+    def forget(self, session: str, keep_tokens: int = 0) -> None:
+        self.forgotten.append((session, keep_tokens))
 
     def info(self) -> EngineInfo:
         return self._info

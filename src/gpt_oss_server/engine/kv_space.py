@@ -126,7 +126,9 @@ class KvSpace:
         for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
             first = self._first_block(group.window, hit * self.block_size)
             seq.first_block[g] = first
-            seq.blocks[g] = pool.acquire(seq.hasher.hashes[first:hit]) if hit else []
+            seq.blocks[g] = (
+                pool.acquire(seq.hasher.hashes[first:hit], seq.job.session) if hit else []
+            )
             self.tables[g][seq.slot, first:hit] = seq.blocks[g]
         seq.computed = hit * self.block_size
         seq.registered_blocks = hit
@@ -170,7 +172,9 @@ class KvSpace:
         for g, pool in enumerate(self.pools):
             first = seq.first_block[g]
             for index in range(max(seq.registered_blocks, first), complete):
-                pool.register(seq.blocks[g][index - first], seq.hasher.hashes[index])
+                pool.register(
+                    seq.blocks[g][index - first], seq.hasher.hashes[index], seq.job.session
+                )
         seq.registered_blocks = complete
 
     def free(self, seq: Sequence) -> None:
@@ -183,6 +187,11 @@ class KvSpace:
         seq.slot = -1
         seq.computed = 0
         seq.registered_blocks = 0
+
+    def forget(self, session: str, keep_tokens: int) -> int:
+        """Drop what is cached of a session beyond its first `keep_tokens`; returns the blocks."""
+        keep = keep_tokens // self.block_size
+        return sum(pool.forget_owner(session, keep) for pool in self.pools)
 
     def predicted_blocks(self, seq: Sequence) -> list[int]:
         """What the sequence should hold by arithmetic alone, per group (for the invariant that

@@ -7,10 +7,12 @@ differ, what was observed is used and the difference is reported, never hidden.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpt_oss_server.engine.attention.interface import ATTENTION_NAME, LayerKv, paged_attention
@@ -136,7 +138,16 @@ def allocate_layers(
             layers[index] = LayerKv(
                 group=number,
                 window=group.window,
-                keys=torch.zeros(*rows, layer.k_dim, dtype=dtype, device=device),
-                values=torch.zeros(*rows, layer.v_dim, dtype=dtype, device=device),
+                keys=_zeros((*rows, layer.k_dim), dtype, device),
+                values=_zeros((*rows, layer.v_dim), dtype, device),
             )
     return [layer for layer in layers if layer is not None]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A zeroed tensor. On a CPU its pages take no memory until they are written: torch.zeros
+    would write them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)

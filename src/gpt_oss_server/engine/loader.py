@@ -72,6 +72,7 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
         StartupError: no such device, no weights, an architecture transformers does not know,
             or too little memory; each with one line that says what to do.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
@@ -106,7 +107,7 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
             f"not enough memory on {device} for the weights: use a smaller model, --dtype "
             "bfloat16, or another device"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise StartupError(f"{folder}: cannot load the model: {_line(error)}") from error
     model.eval()
     model.requires_grad_(False)

@@ -48,12 +48,13 @@ class ShortestFirst:
     step (constant), share s, and while memory and sequence slots admit everyone:
 
     - a short prompt never waits long behind a long one: one of n tokens has all its prefill
-      within `ceil((S + n) / (B - ceil(s B)))` steps, where S is the total remaining of prompts
-      no longer than it (including those that arrive meanwhile). Longer prompts do not appear in
-      the bound.
+      within `ceil((S + n) / (B - 2 ceil(s B)))` steps, where S is the total remaining of prompts
+      shorter than 2n (including those that arrive meanwhile). Prompts at least twice as long do
+      not appear in the bound: one gets ahead only once the share has brought it down to n, so
+      it takes no more from the rest of the budget than the share already gave it.
     - a long prompt never starves: one of N tokens is done within `ceil((O + N) / ceil(s B)) + O'`
       steps, where O is the total remaining of the O' prompts that came before it, however many
-      shorter ones keep arriving.
+      shorter ones keep arriving (s > 0).
 
     Shortest-remaining-first minimises mean waiting time (Schrage 1968); the share is the ageing
     that bounds its tail.

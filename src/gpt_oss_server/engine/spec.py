@@ -34,5 +34,5 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefill_oldest_share: float = 0.25
     attention_backend: str = "auto"
     threads: int = 0
-    max_waiting: int = 1024
+    max_waiting: int = 65_536
     show_progress: bool = False

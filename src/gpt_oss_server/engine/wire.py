@@ -35,6 +35,13 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     key: int
 
 
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """Front to worker: a session's cached prefix is not needed beyond `keep_tokens`."""
+
+    session: str
+    keep_tokens: int
+
+
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """Worker to front, while loading: what it does now."""
 
@@ -77,7 +84,7 @@ class Crashed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-ToWorker = Start | Submit | Cancel
+ToWorker = Start | Submit | Cancel | Forget
 ToFront = Progress | Started | StartFailed | StepResult | Crashed
 
 

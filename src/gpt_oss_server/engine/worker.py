@@ -111,6 +111,8 @@ class Loop:
                 return wire.failure(message.key, error)
         elif isinstance(message, wire.Cancel):
             self._core.cancel(message.key)
+        elif isinstance(message, wire.Forget):
+            self._core.forget(message.session, message.keep_tokens)
         return None
 
 

@@ -320,7 +320,8 @@ def _merged(
     for index, wave in enumerate(tiles.waves):
         part, lse = _partial(tiles, index, layer, q, scale, cap)
         lse = lse.float()
-        higher = top.index_reduce(0, wave.tile, lse, "amax")
+        to = wave.tile[:, None, None].expand_as(lse)
+        higher = top.scatter_reduce(0, to, lse, "amax")
         # A tile that no wave has reached yet is -inf on both sides: nothing to rescale.
         decay = torch.exp(top - higher).nan_to_num_(nan=0.0)
         weight = torch.exp(lse - higher[wave.tile])
