@@ -58,7 +58,7 @@ lock:  ## write constraints.txt anew from the latest releases that pyproject.tom
 	build/lock/bin/pip install --quiet --disable-pip-version-check 'torch==$(TORCH)' -e '.[dev]'
 	build/lock/bin/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' | \
 	  { echo '# Written by `make lock`: the versions that are tested together.'; \
-	    grep -E '^[A-Za-z0-9_.-]+==' | grep -vE '^(nvidia-|triton|cuda-|pip==|setuptools==|wheel==)'; } \
+	    grep -E '^[A-Za-z0-9_.-]+==' | grep -vE '^(nvidia-[^m]|triton|cuda-|pip==|setuptools==|wheel==)'; } \
 	  > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/lock

@@ -127,8 +127,8 @@ def generated(model: Any, prompt: list[int], max_new_tokens: int) -> list[int]:
     """What transformers itself says, greedily: the yardstick."""
     with torch.no_grad():
         output = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            torch.tensor([prompt], device=model.device),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=0,

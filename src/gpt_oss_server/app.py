@@ -37,6 +37,7 @@ from gpt_oss_server.gpus import count_gpus
 from gpt_oss_server.hub import ModelName, ResolvedModel, identify, resolve_model
 from gpt_oss_server.lifecycle import App, HttpServer, StopSignals, drain, in_daemon_thread
 from gpt_oss_server.listener import listen, url_of
+from gpt_oss_server.nccl import NcclSettings, nccl_environment
 from gpt_oss_server.parts import Instruments, build_desk, check_desk_settings
 from gpt_oss_server.pending import PendingChatFormat, PendingEngine
 from gpt_oss_server.ports import ChatFormat, Engine
@@ -113,6 +114,8 @@ class _Server:
         self._created = int(time.time())
         self._engine: Engine | None = None
         self._instruments: Instruments | None = None
+        self._gpus = parts.count_gpus()
+        self._nccl: NcclSettings | None = None
         self._text_pool = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
         self._draining = False
         self.prepared = True
@@ -152,6 +155,9 @@ class _Server:
         self.prepared = False
         model = await in_daemon_thread(partial(self._parts.resolve_model, self._settings))
         self.prepared = True
+        # Before the worker exists, and so before any communicator does.
+        self._nccl = nccl_environment(self._gpus, self._settings.gpu_mode, os.environ)
+        self._nccl.apply(os.environ)
         self._engine = engine = self._parts.make_engine(engine_spec(self._settings, model))
         # The fake engine of tests has no process.
         self._instruments = instruments = Instruments(
@@ -179,7 +185,7 @@ class _Server:
         self, http: HttpServer, model: ResolvedModel, engine: Engine, instruments: Instruments
     ) -> None:
         chat_format = await in_daemon_thread(partial(self._parts.open_chat_format, model.folder))
-        desk = build_desk(self._settings, engine, instruments, self._parts.count_gpus())
+        desk = build_desk(self._settings, engine, instruments, self._gpus)
         services = self._services(engine, chat_format)
         http.app = build_app(
             replace(
@@ -190,7 +196,7 @@ class _Server:
                     default_max_tokens=self._settings.default_max_tokens
                     or default_output_tokens(model.folder),
                 ),
-                extra_endpoints=Statistics(desk, engine).endpoints(),
+                extra_endpoints=Statistics(desk, engine, self._nccl).endpoints(),
             )
         )
 

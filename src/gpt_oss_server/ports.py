@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from gpt_oss_server.events import Event
 from gpt_oss_server.types import EngineInfo, EngineState, EngineStats, Job, TokenDelta
 
 
@@ -140,3 +141,11 @@ class GpuProbe(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class EventSink(Protocol):
+    """Takes what happens and tells it on: as metrics, log lines, spans. Called on the event loop,
+    once per event: quick (microseconds), never waiting for a disk or a network. It may raise; the
+    fan-out counts that and no request is harmed."""
+
+    def emit(self, event: Event) -> None: ...

@@ -10,10 +10,10 @@ from typing import cast
 
 import pytest
 import torch
-from attention_cases import LARGE, Case, Problem, dense_answer, lay_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attention_cases import LARGE, Case, Problem, dense_answer, lay_out
 from gpt_oss_server.engine.attention import tiled
 from gpt_oss_server.engine.attention.interface import (
     AttentionBackend,

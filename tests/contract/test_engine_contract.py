@@ -10,12 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
 
+import gpt_oss_server
+from gpt_oss_server.engine.client import EngineClient
 from gpt_oss_server.engine.fake import FakeEngine
+from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import BadRequest, ContextTooLong, NotReady
 from gpt_oss_server.ports import Engine
 from gpt_oss_server.types import Job, SamplingParams, TokenDelta
@@ -32,7 +36,21 @@ class EngineCase:
     prompt: tuple[int, ...] = (5, 6, 7, 8)
 
 
-CASES = [EngineCase("fake", FakeEngine)]
+def worker() -> Engine:
+    """The real engine in its own process, on the packaged tiny model."""
+    folder = Path(gpt_oss_server.__file__).parent / "models" / "tiny"
+    return EngineClient(
+        EngineSpec(
+            folder=str(folder),
+            load_format="random",
+            device="cpu",
+            kv_cache_bytes=64 << 20,
+            threads=1,
+        )
+    )
+
+
+CASES = [EngineCase("fake", FakeEngine), EngineCase("worker", worker)]
 
 
 @dataclass(frozen=True)

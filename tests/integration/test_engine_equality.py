@@ -4,16 +4,15 @@ batch, chunking, preemption, prefix hits, backend."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from engine_runs import alone, cpu_core, job, run
-from tiny_models import VOCAB, build, generated, saved
 
+from engine_runs import alone, cpu_core, job, run
 from gpt_oss_server.types import Job
+from tiny_models import VOCAB, build, generated, saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,7 +60,7 @@ def some_jobs() -> dict[int, Job]:
 @pytest.fixture(scope="module", params=FAMILIES)
 def yardstick(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, one_thread: None
-) -> Iterator[Yardstick]:
+) -> Yardstick:
     name = cast("str", request.param)
     model = build(name)
     jobs = some_jobs()
@@ -69,7 +68,7 @@ def yardstick(
         key: generated(model, one.prompt, one.sampling.max_tokens) for key, one in jobs.items()
     }
     folder = saved(model, Path(tmp_path_factory.mktemp(name)))
-    yield Yardstick(name, folder, jobs, expected)
+    return Yardstick(name, folder, jobs, expected)
 
 
 def check(yardstick: Yardstick, *, arrivals: int | None, **settings: Any) -> Any:
@@ -106,7 +105,7 @@ def test_any_chunking(yardstick: Yardstick, max_batch_tokens: int) -> None:
     [
         {"prefix_caching": False},
         {"block_size": 4, "prefill_order": "fcfs"},
-        {"block_size": 128, "max_num_seqs": 3},
+        {"block_size": 64, "max_num_seqs": 3},
         {"attention_backend": "reference"},
     ],
     ids=["no prefix caching", "small blocks, first come", "large blocks", "reference"],

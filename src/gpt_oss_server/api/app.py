@@ -18,15 +18,17 @@ from gpt_oss_server.api.openapi import openapi
 from gpt_oss_server.api.services import UNDECIDED, Access, Endpoint, Services
 from gpt_oss_server.api.status import get_model, health, list_models, live, version
 from gpt_oss_server.api.tokens import detokenize, tokenize
+from gpt_oss_server.api.visit import Visit
 from gpt_oss_server.errors import Internal, MethodNotAllowed, NotFound, NotReady, ServerError
+from gpt_oss_server.events import OK
 
 _log = logging.getLogger(__name__)
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ENDPOINTS = (
-    Endpoint("POST", "/v1/chat/completions", chat_completions, takes_work=True),
-    Endpoint("POST", "/v1/completions", completions, takes_work=True),
+    Endpoint("POST", "/v1/chat/completions", chat_completions, takes_work=True, operation="chat"),
+    Endpoint("POST", "/v1/completions", completions, takes_work=True, operation="text_completion"),
     Endpoint("GET", "/v1/models", list_models),
     Endpoint("GET", "/v1/models/{id}", get_model),
     Endpoint("POST", "/tokenize", tokenize, takes_work=True),
@@ -55,23 +57,31 @@ def build_app(services: Services) -> Application:
 
 
 async def _serve(exchange: Exchange, paths: _Paths, services: Services) -> None:
+    """Answer, and tell the journal how it ended, whatever happens."""
+    visit = Visit(exchange, services.journal)
     try:
         endpoint = paths.find(exchange)
+        visit.found(endpoint)
         _check_access(endpoint, exchange, services)
         if endpoint.takes_work and services.draining():
             raise NotReady("The server is shutting down.", retry_after_s=5.0)
         await endpoint.handle(exchange, services)
+        visit.outcome = OK
     except ClientGone:
         pass
     except _WrongVerb as wrong:
+        visit.failed(wrong)
         await exchange.fail(wrong, (wrong.allow,))
     except ServerError as error:
+        visit.failed(error)
         await exchange.fail(error)
     except Exception as bug:  # noqa: BLE001 - the one place where a bug becomes an answer
         _log_bug(bug, exchange)
-        await exchange.fail(
-            Internal(f"An internal error occurred (request id {exchange.request_id}).")
-        )
+        internal = Internal(f"An internal error occurred (request id {exchange.request_id}).")
+        visit.failed(internal)
+        await exchange.fail(internal)
+    finally:
+        visit.end()
 
 
 def _check_access(endpoint: Endpoint, exchange: Exchange, services: Services) -> None:

@@ -17,6 +17,7 @@ from gpt_oss_server.api.exchange import DONE_EVENT, Exchange, event
 from gpt_oss_server.api.generation import (
     AnswerHead,
     check_choices,
+    choice_streams,
     in_pool,
     text_batches,
     usage_of,
@@ -47,12 +48,14 @@ async def _answer(exchange: Exchange, services: Services, request: ChatRequest) 
     model = services.model.resolve(request.model)
     check_choices(request.choices_per_prompt, services, param="n")
     head = AnswerHead.new("chatcmpl", model, services)
+    exchange.trail.named(head.id, model, stream=request.stream)
     jobs = await _plan(services, request, head)
+    exchange.trail.planned(jobs)
     session = session_of(exchange, request.user, message_mappings(request.messages))
     async with services.desk.admit(call_of(exchange, services, jobs, session)) as lease:
         exchange.route = RouteLabel(lease.route, lease.reason)
         answer = _Answer(services, request, head, lease.jobs)
-        async with ChoiceStreams(services.engine, lease.jobs, lease.count) as streams:
+        async with choice_streams(exchange, services, lease) as streams:
             if request.stream:
                 await answer.stream(exchange, streams)
             else:
@@ -105,7 +108,7 @@ class _Answer:
     async def stream(self, exchange: Exchange, streams: ChoiceStreams) -> None:
         """Send chunks. The 200 head goes out with the first of them, so that a failure before
         the first token still gets a status of its own."""
-        choices = self.choices()
+        choices = exchange.trail.follow(self.choices())
         opening = b"".join(map(self._role_event, range(len(choices))))
         async for batch in text_batches(streams, choices):
             events = b"".join([self._event(index, text) for index, text in batch])
@@ -115,7 +118,7 @@ class _Answer:
 
     async def collect(self, exchange: Exchange, streams: ChoiceStreams) -> None:
         """Send the whole answer once every choice is complete."""
-        choices = self.choices()
+        choices = exchange.trail.follow(self.choices())
         collected = [_Collected([], [], []) for _ in choices]
         async for batch in text_batches(streams, choices):
             for index, text in batch:

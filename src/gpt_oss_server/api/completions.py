@@ -16,6 +16,7 @@ from gpt_oss_server.api.exchange import DONE_EVENT, Exchange, event
 from gpt_oss_server.api.generation import (
     AnswerHead,
     check_choices,
+    choice_streams,
     in_pool,
     text_batches,
     usage_of,
@@ -52,13 +53,15 @@ async def _answer(exchange: Exchange, services: Services, request: CompletionReq
         param="n" if request.choices_per_prompt > 1 else "prompt",
     )
     head = AnswerHead.new("cmpl", model, services)
+    exchange.trail.named(head.id, model, stream=request.stream)
     prepared = await _prepare(services, request)
     jobs = _plan(services, request, head, prepared)
+    exchange.trail.planned(jobs)
     session = session_of(exchange, request.user, None)
     async with services.desk.admit(call_of(exchange, services, jobs, session)) as lease:
         exchange.route = RouteLabel(lease.route, lease.reason)
         answer = _Answer(services, request, head, lease.jobs, [p.echo for p in prepared])
-        async with ChoiceStreams(services.engine, lease.jobs, lease.count) as streams:
+        async with choice_streams(exchange, services, lease) as streams:
             if request.stream:
                 await answer.stream(exchange, streams)
             else:
@@ -137,7 +140,7 @@ class _Answer:
 
     async def stream(self, exchange: Exchange, streams: ChoiceStreams) -> None:
         """Send chunks; the 200 head goes out with the first of them."""
-        choices = self.choices()
+        choices = exchange.trail.follow(self.choices())
         opening = b"".join(
             self._event(index, TextDelta(content=self.echo(index)))
             for index in range(len(choices))
@@ -154,7 +157,7 @@ class _Answer:
 
     async def collect(self, exchange: Exchange, streams: ChoiceStreams) -> None:
         """Send the whole answer once every choice is complete."""
-        choices = self.choices()
+        choices = exchange.trail.follow(self.choices())
         texts = [[self.echo(index)] for index in range(len(choices))]
         logprobs: list[list[ContentLogprob]] = [[] for _ in choices]
         async for batch in text_batches(streams, choices):

@@ -25,6 +25,7 @@ from gpt_oss_server.errors import (
     envelope,
     spec_of,
 )
+from gpt_oss_server.trail import Trail
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -58,6 +59,9 @@ class Exchange:
         route: what `X-Route` and `X-Route-Reason` will say; an endpoint may replace it before
             it starts its answer.
         rest: the part of the path that an endpoint's trailing `{name}` matched.
+        status: of the answer; None until it has begun.
+        extra_headers: sent with whatever answer there is.
+        trail: where a generating endpoint notes what becomes of the request.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, route: RouteLabel) -> None:
@@ -73,6 +77,9 @@ class Exchange:
         self.request_id = _request_id(self._headers.get(b"x-request-id"))
         self.route = route
         self.rest = ""
+        self.status: int | None = None
+        self.extra_headers: tuple[Header, ...] = ()
+        self.trail = Trail()
 
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name."""
@@ -162,12 +169,14 @@ class Exchange:
 
     async def _start(self, status: int, headers: tuple[Header, ...]) -> None:
         self._started = True
+        self.status = status
         await self._send(
             {
                 "type": "http.response.start",
                 "status": status,
                 "headers": [
                     *headers,
+                    *self.extra_headers,
                     (b"x-request-id", self.request_id.encode()),
                     (b"x-route", self.route.route.encode()),
                     (b"x-route-reason", _header_text(self.route.reason)),

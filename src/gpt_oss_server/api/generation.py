@@ -7,6 +7,7 @@ completion shapes.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
@@ -15,8 +16,10 @@ from typing import TypeVar
 
 from gpt_oss_server.api import wire
 from gpt_oss_server.api.choice import ChoiceText, TextDelta
+from gpt_oss_server.api.exchange import Exchange
 from gpt_oss_server.api.services import Services
 from gpt_oss_server.api.streams import ChoiceStreams
+from gpt_oss_server.dispatch.desk import Lease
 from gpt_oss_server.errors import BadRequest, EngineFailed
 from gpt_oss_server.types import Job
 
@@ -44,9 +47,15 @@ class AnswerHead:
         )
 
 
+def choice_streams(exchange: Exchange, services: Services, lease: Lease) -> ChoiceStreams:
+    """The streams of an admitted request, watched by those who count tokens."""
+    return ChoiceStreams(services.engine, lease.jobs, lease.count, exchange.trail.saw)
+
+
 async def in_pool(pool: Executor, work: Callable[[], T]) -> T:
     """Run `work` in the text pool, so that the event loop never waits for it."""
-    return await asyncio.get_running_loop().run_in_executor(pool, work)
+    context = contextvars.copy_context()  # for the ids that log lines carry
+    return await asyncio.get_running_loop().run_in_executor(pool, context.run, work)
 
 
 def check_choices(choices: int, services: Services, *, param: str) -> None:

@@ -28,12 +28,18 @@ def call_of(
     exchange: Exchange, services: Services, jobs: list[Job], session_id: str | None
 ) -> Call:
     """The request as the desk wants it. Raises BadRequest for a priority that is none."""
+    trail = exchange.trail
+    trail.client_class = "key" if services.api_keys else "address"
+    trail.session_known = session_id is not None
+    trail.priority = priority = priority_of(exchange)
     return Call(
         request_id=exchange.request_id,
         jobs=jobs,
         client_id=client_of(exchange, services.api_keys),
         session_id=session_id,
-        priority=priority_of(exchange),
+        trace_id=trail.trace.trace_id,
+        priority=priority,
+        trail=trail,
     )
 
 

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from gpt_oss_server.api.auth import KeyRing
 from gpt_oss_server.dispatch.desk import Call, Lease, OpenDesk
 from gpt_oss_server.errors import NotFound, NotReady
+from gpt_oss_server.events import Operation
 from gpt_oss_server.facts import NO_TRIGGER_REASON, Route
 from gpt_oss_server.ports import ChatFormat, Engine
+from gpt_oss_server.trail import Journal
 from gpt_oss_server.types import EngineInfo
 
 if TYPE_CHECKING:
@@ -101,7 +103,8 @@ class Access(Enum):
 class Endpoint:
     """One path and verb. `path` may end in `{name}`, which takes the rest of the path.
 
-    `takes_work` marks endpoints that are refused with 503 while the server drains.
+    `takes_work` marks endpoints that are refused with 503 while the server drains; `operation`
+    those that generate, each of whose requests ends in one record.
     """
 
     method: Literal["GET", "POST"]
@@ -109,6 +112,7 @@ class Endpoint:
     handle: Callable[[Exchange, Services], Awaitable[None]]
     access: Access = Access.API
     takes_work: bool = False
+    operation: Operation | None = None
 
 
 def _never_draining() -> bool:
@@ -131,6 +135,7 @@ class Services:
         draining: True once shutdown has begun; new work is then refused with 503.
         clock: Unix time in seconds, for `created`.
         draw_seed: a seed in [0, 2^63) for a request that brings none.
+        journal: is told of every request.
         extra_endpoints: endpoints of other rooms (statistics, metrics, administration).
     """
 
@@ -147,6 +152,7 @@ class Services:
     draining: Callable[[], bool] = _never_draining
     clock: Callable[[], float] = time.time
     draw_seed: Callable[[], int] = _draw_seed
+    journal: Journal = field(default_factory=Journal)
     extra_endpoints: tuple[Endpoint, ...] = ()
 
     def ready_engine_info(self) -> EngineInfo:

@@ -10,23 +10,26 @@ from typing import Any
 
 import msgspec
 
+from gpt_oss_server.admission.core import AdmissionSnapshot
 from gpt_oss_server.api.exchange import Exchange
 from gpt_oss_server.api.services import Access, Endpoint, Services
 from gpt_oss_server.dispatch.desk import Desk
 from gpt_oss_server.dispatch.estimate import kv_bytes, kv_capacity_bytes
 from gpt_oss_server.facts import GpuView
+from gpt_oss_server.nccl import NcclSettings
 from gpt_oss_server.ports import Engine
 from gpt_oss_server.routing import gpu_balance, missed_targets, stats_section
 from gpt_oss_server.routing.pressure import effective_pressure
+from gpt_oss_server.types import EngineStats
 
 
 class Statistics:
     """Builds both documents. Holds references only."""
 
-    def __init__(self, desk: Desk, engine: Engine, nccl: dict[str, Any] | None = None) -> None:
+    def __init__(self, desk: Desk, engine: Engine, nccl: NcclSettings | None = None) -> None:
         self._desk = desk
         self._engine = engine
-        self._nccl = nccl or {}
+        self._nccl = nccl
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
@@ -66,8 +69,13 @@ class Statistics:
         }
         admission = desk.admission_snapshot()
         if admission is not None:
-            document["admission"] = msgspec.to_builtins(admission)
-        document["nccl"] = self._nccl
+            document["admission"] = _admission(admission, self._engine.stats())
+        if self._nccl is not None:
+            document["nccl"] = {
+                "applied": dict(self._nccl.applied),
+                "kept_from_user": dict(self._nccl.kept_from_user),
+                "overridden": dict(self._nccl.overridden),
+            }
         return document
 
     def memory_stats(self) -> dict[str, Any]:
@@ -103,7 +111,7 @@ class Statistics:
                     for group in info.kv_groups
                 ],
             },
-            "admission": None if admission is None else msgspec.to_builtins(admission),
+            "admission": None if admission is None else _admission(admission, stats),
             "sessions": msgspec.to_builtins(desk.sessions.totals()),
         }
 
@@ -120,7 +128,7 @@ class Statistics:
         return {
             "id": view.id,
             "in_use": view.in_use,
-            "total_bytes": view.total_bytes,
+            "total_bytes": view.total_bytes or None,
             "used_bytes": used,
             "free_bytes": None if used is None else max(0, view.total_bytes - used),
             "weights_bytes": view.weights_bytes,
@@ -132,3 +140,10 @@ class Statistics:
             "reading_age_s": age,
             "stale": age is None or age > self._desk.routing.stale_after_s,
         }
+
+
+def _admission(snapshot: AdmissionSnapshot, stats: EngineStats) -> dict[str, Any]:
+    document: dict[str, Any] = msgspec.to_builtins(snapshot)
+    # Only the engine knows whom it had to put back.
+    document["counts"]["preemptions"] = stats.preemptions
+    return document

@@ -29,10 +29,13 @@ class ChoiceStreams:
         engine: Engine,
         jobs: Sequence[Job],
         count: Callable[[int], None] = lambda _: None,
+        saw: Callable[[int, TokenDelta], None] = lambda _, __: None,
     ) -> None:
-        """`count` is told of the tokens of everything that is handed out."""
+        """`count` is told of the tokens of everything that is handed out; `saw` of every delta as
+        it comes from the engine, with its choice's index."""
         self._engine = engine
         self._count = count
+        self._saw = saw
         self._jobs = jobs
         self._single: AsyncGenerator[TokenDelta, None] | None = None
         self._pumps: list[asyncio.Task[None]] = []
@@ -72,6 +75,7 @@ class ChoiceStreams:
             delta = await anext(self._single, None)
             if delta is None:
                 return []
+            self._saw(0, delta)
             self._count(len(delta.token_ids))
             return [(0, delta)]
         while self._failure is None and not self._waiting and self._open:
@@ -100,6 +104,7 @@ class ChoiceStreams:
     async def _pump(self, index: int, job: Job) -> None:
         async with aclosing(_generate(self._engine, job)) as deltas:
             async for delta in deltas:
+                self._saw(index, delta)
                 self._waiting.append((index, delta))
                 self._wake.set()
 

@@ -87,8 +87,7 @@ def run(flags: Mapping[str, object]) -> int:
 
 def _calculate(flags: Mapping[str, object]) -> int:
     """The pure calculation: nothing is loaded, no GPU is looked at."""
-    from gpt_oss_server.doctor import plan_text
-    from gpt_oss_server.doctor.plan import MODES, recommend
+    from gpt_oss_server.doctor.plan import MODES
 
     memory_bytes = _parsed(Size(), flags["gpu_memory"], "--gpu-memory")
     # One GPU mode contradicts several GPUs for `serve`; here all modes are compared.
@@ -106,23 +105,11 @@ def _calculate(flags: Mapping[str, object]) -> int:
     model = _model(settings, flags)
     asked = _request(settings, model, memory_bytes, gpus, _weights(flags))
     plan, other = _plans(model, asked)
-    recommendation = recommend(model.config, plan, modes)
     if flags.get("json"):
-        _print_json(
-            {
-                "model": _model_json(model),
-                "plan": plan_text.plan_json(plan, modes),
-                "other_weights": None if other is None else plan_text.plan_json(other, modes),
-                "recommendation": {
-                    "mode": recommendation.mode,
-                    "text": recommendation.text,
-                    "arithmetic": recommendation.arithmetic,
-                },
-            }
-        )
+        _print_json({"model": _model_json(model), **_plan_json(model, plan, other, modes)})
     else:
         print("\n".join(_plan_lines(model, plan, other, modes)))
-    return 0 if recommendation.mode is not None else 1
+    return 0 if any(plan.of(mode).fits for mode in modes) else 1
 
 
 def _examine(flags: Mapping[str, object]) -> int:
@@ -252,15 +239,33 @@ def _plan_lines(
     return [*lines, *plan_text.recommendation_lines(recommend(model.config, plan, modes))]
 
 
+def _plan_json(
+    model: ModelFacts, plan: Plan, other: Plan | None, modes: Sequence[GpuMode]
+) -> dict[str, Any]:
+    from gpt_oss_server.doctor import plan_text
+    from gpt_oss_server.doctor.plan import recommend
+
+    recommendation = recommend(model.config, plan, modes)
+    return {
+        "plan": plan_text.plan_json(plan, modes),
+        "other_weights": None if other is None else plan_text.plan_json(other, modes),
+        "recommendation": {
+            "mode": recommendation.mode,
+            "text": recommendation.text,
+            "arithmetic": recommendation.arithmetic,
+        },
+    }
+
+
 def _examined_json(seen: Examined, found: Sequence[Found]) -> dict[str, Any]:
-    from gpt_oss_server.doctor import machine_text, plan_text
+    from gpt_oss_server.doctor import machine_text
     from gpt_oss_server.doctor.plan import MODES
 
-    return {
-        **machine_text.machine_json(seen, found),
-        "model": None if seen.model is None else _model_json(seen.model),
-        "plan": None if seen.plan is None else plan_text.plan_json(seen.plan, MODES),
-    }
+    answer = machine_text.machine_json(seen, found)
+    answer["model"] = None if seen.model is None else _model_json(seen.model)
+    if seen.plan is None or seen.model is None:
+        return {**answer, "plan": None, "other_weights": None, "recommendation": None}
+    return {**answer, **_plan_json(seen.model, seen.plan, seen.other_plan, MODES)}
 
 
 def _model_json(model: ModelFacts) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from gpt_oss_server.errors import ConfigError, StartupError
+from gpt_oss_server.routing.config import RoutingConfig
 from gpt_oss_server.routing.replay import DecisionRecord, RecordError, from_line, replay
 
 SUMMARY = "Recompute recorded routing decisions; with thresholds, what they would have been."
@@ -66,6 +67,8 @@ def _overrides(given: object) -> dict[str, float]:
             value = float("nan")
         if not equals or value != value:
             raise ConfigError(f"--set {text}: write THRESHOLD=NUMBER")
+        if name not in RoutingConfig.__struct_fields__:
+            raise ConfigError(f"--set {text}: unknown threshold {name}")
         overrides[name] = int(value) if value.is_integer() else value
     return overrides
 
@@ -81,5 +84,5 @@ def _records(path: Path) -> Iterator[DecisionRecord]:
                 continue
             try:
                 yield from_line(line)
-            except RecordError as error:
+            except (RecordError, ConfigError) as error:  # no record, or impossible thresholds in it
                 raise StartupError(f"{path} line {number}: {error}") from error

@@ -6,10 +6,11 @@ text, HTTP. What a request holds, it holds for exactly as long as its `async wit
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -22,11 +23,15 @@ from gpt_oss_server.dispatch.estimate import (
     capacity_of,
     estimator_for,
     kv_bytes,
+    kv_capacity_bytes,
     predicted_kv_bytes,
 )
 from gpt_oss_server.dispatch.fleet import LocalFleet
-from gpt_oss_server.dispatch.gate import AdmissionGate, Held
+from gpt_oss_server.dispatch.gate import AdmissionGate, Held, NoPlace
 from gpt_oss_server.dispatch.latency import LatencyWindow
+from gpt_oss_server.dispatch.past import PastCounts
+from gpt_oss_server.errors import ContextTooLong
+from gpt_oss_server.events import Admitted, DecisionTaken, TurnedAway, TurnedAwayReason
 from gpt_oss_server.facts import NO_TRIGGER_REASON, Decision, RequestFacts, Route
 from gpt_oss_server.memory.kv import KvEstimator
 from gpt_oss_server.ports import Engine
@@ -35,6 +40,7 @@ from gpt_oss_server.routing.decide import Policy
 from gpt_oss_server.routing.ledger import RoutingLedger
 from gpt_oss_server.routing.notices import NoticeLimit
 from gpt_oss_server.routing.replay import DecisionRecord
+from gpt_oss_server.trail import Journal, Trail
 from gpt_oss_server.types import EngineInfo, Job
 
 log = logging.getLogger(__name__)
@@ -45,7 +51,8 @@ PROGRESS_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One request as the desk sees it: `jobs` are its sequences, all to run at once."""
+    """One request as the desk sees it: `jobs` are its sequences, all to run at once. What the desk
+    finds out is noted on `trail`."""
 
     request_id: str
     jobs: list[Job]
@@ -53,6 +60,7 @@ class Call:
     session_id: str | None = None
     trace_id: str | None = None
     priority: int = DEFAULT_PRIORITY
+    trail: Trail = field(default_factory=Trail)
 
 
 class Lease:
@@ -103,6 +111,7 @@ class OpenDesk:
 
     @asynccontextmanager
     async def admit(self, call: Call) -> AsyncIterator[Lease]:
+        call.trail.admitted("single_gpu", shrunk=False)
         yield Lease(call.jobs, "single_gpu", NO_TRIGGER_REASON, lambda _: None)
 
 
@@ -120,8 +129,10 @@ class Desk:
         sessions: SessionTable,
         clock: Callable[[], float],
         on_decision: Callable[[DecisionRecord], None] = lambda _: None,
+        journal: Journal | None = None,
     ) -> None:
-        """`clock` is monotonic seconds; `on_decision` must not block."""
+        """`clock` is monotonic seconds; `on_decision` must not block. `journal` is told of every
+        decision and of what became of it."""
         self.ledger = RoutingLedger()
         self.latencies = LatencyWindow()
         self.sessions = sessions
@@ -132,9 +143,11 @@ class Desk:
         self._admission = admission
         self._clock = clock
         self._on_decision = on_decision
+        self._journal = journal if journal is not None else Journal()
         self._notices = NoticeLimit()
         self._outputs = OutputLengths(admission.output_quantile)
         self._serving: _Serving | None = None
+        self._past = PastCounts()
         self._load_tokens = 0
 
     @asynccontextmanager
@@ -150,46 +163,114 @@ class Desk:
         serving = self._current()
         decision = self._decide(call, serving)
         route: Route = decision.executed or "single_gpu"
-        tokens = sum(len(job.prompt) for job in call.jobs)
-        async with serving.gate.lease(self._request(call, decision, serving.info)) as held:
-            self.ledger.record_executed(route)
-            self._load_tokens += tokens
-            tracked = self._begin_session(call)
-            jobs = _granted(call.jobs, held.admission.plan.max_tokens, tracked)
-            reason = decision.reason
-            if decision.unmet_recommendation:
-                reason += "; no multi-GPU replica"
-            lease = Lease(jobs, route, reason, _Count(held, serving.gate))
-            try:
-                yield lease
-                elapsed_s = self._clock() - began_s
-                self.ledger.record_latency(route, 1e3 * elapsed_s)
-                self.latencies.add(elapsed_s)
-            finally:
-                self._load_tokens -= tokens
-                if tracked is not None:
-                    self._end_session(tracked, call.jobs, serving, held.output_tokens)
+        request = self._request(call, decision, serving.info)
+        with self._loaded(decision.input_tokens):
+            async with self._place(call, decision, request, serving.gate) as held:
+                self.ledger.record_executed(route)
+                plan = held.admission.plan
+                tracked = self._begin_session(call)
+                jobs = _granted(call.jobs, plan.max_tokens, tracked)
+                lease = Lease(jobs, route, _reason(decision), _Count(held, serving.gate))
+                try:
+                    with self._loaded(plan.expected_tokens * request.sequences):
+                        yield lease
+                    elapsed_s = self._clock() - began_s
+                    self.ledger.record_latency(route, 1e3 * elapsed_s)
+                    self.latencies.add(elapsed_s)
+                finally:
+                    if tracked is not None:
+                        self._end_session(tracked, call.jobs, serving, held.output_tokens)
+
+    @asynccontextmanager
+    async def _place(
+        self, call: Call, decision: Decision, request: AdmissionRequest, gate: AdmissionGate
+    ) -> AsyncIterator[Held]:
+        """A place while the block runs; the journal is told of it, or of why there was none."""
+        waiting = self._journal.meter.waiting
+        began_s = self._clock()
+        waiting[call.priority] += 1
+        held: Held | None = None
+        try:
+            async with gate.lease(request) as held:
+                waiting[call.priority] -= 1
+                self._tell_admitted(call, decision, held)
+                yield held
+        except BaseException as error:
+            if held is None:
+                waiting[call.priority] -= 1
+                self._tell_turned_away(call, decision, error, self._clock() - began_s)
+            raise
+
+    def _tell_admitted(self, call: Call, decision: Decision, held: Held) -> None:
+        executed: Route = decision.executed or "single_gpu"
+        shrunk = held.admission.plan.shrunk
+        call.trail.admitted(executed, shrunk=shrunk)
+        self._journal.emit(
+            Admitted(
+                request_id=call.request_id,
+                priority=call.priority,
+                waited_s=held.admission.waited_s,
+                decided=decision.route,
+                executed=executed,
+                shrunk=shrunk,
+            )
+        )
+
+    def _tell_turned_away(
+        self, call: Call, decision: Decision, error: BaseException, waited_s: float
+    ) -> None:
+        reason: TurnedAwayReason
+        retry_after_s = None
+        if isinstance(error, NoPlace):
+            reason, retry_after_s = error.reason, error.retry_after_s
+        elif isinstance(error, ContextTooLong):
+            reason = "never_fits"
+        elif isinstance(error, asyncio.CancelledError):
+            reason = "cancelled"
+        else:
+            return
+        self._journal.emit(
+            TurnedAway(
+                request_id=call.request_id,
+                reason=reason,
+                priority=call.priority,
+                decided=decision.route,
+                waited_s=waited_s,
+                retry_after_s=retry_after_s,
+            )
+        )
 
     def admission_snapshot(self) -> AdmissionSnapshot | None:
-        """Admission's counts; None before the first engine was up."""
-        return self._serving.gate.snapshot() if self._serving is not None else None
+        """Admission's counts since this desk began, and the blocks of the pools that there are
+        now; None before the first engine was up."""
+        if self._serving is None:
+            return None
+        return self._past.added_to(self._serving.gate.snapshot())
 
     def _current(self) -> _Serving:
         info = self._engine.info()
         if self._serving is None or self._serving.info != info:
+            if self._serving is not None:
+                self._past.retire(self._serving.gate)
             core = AdmissionCore(capacity_of(info), self._admission, self._outputs)
             gate = AdmissionGate(core, self._clock)
             self._serving = _Serving(info, estimator_for(info), gate)
         return self._serving
 
     def _decide(self, call: Call, serving: _Serving) -> Decision:
+        began_s = self._clock()
         facts = self._facts(call, serving)
         reserved = serving.gate.snapshot().blocks_used
         view = self.fleet.view(load_tokens=self._load_tokens, reserved_blocks=reserved)
         decision = self._policy.decide(facts, view)
+        decide_s = self._clock() - began_s
+        call.trail.decided(decision, view.gpu_mode, decide_s)
         self.ledger.record(decision)
         self._on_decision(
             DecisionRecord(facts=facts, fleet=view, config=self.routing, decision=decision)
+        )
+        self._journal.emit(
+            DecisionTaken(facts, decision, view.gpu_mode, decide_s, self._journal.unix_clock())
         )
         self._say(decision, call)
         return decision
@@ -217,7 +298,7 @@ class Desk:
         return AdmissionRequest(
             id=call.request_id,
             prompt_tokens=max(len(job.prompt) for job in jobs),
-            # The last token is sampled and never fed: it takes no KV.
+            # Counted whole, though the last token is never fed: at most a block too much.
             max_tokens=max(job.sampling.max_tokens for job in jobs),
             explicit=jobs[0].max_tokens_explicit,
             # More sequences than slots run one after another inside the engine.
@@ -259,6 +340,24 @@ class Desk:
         session = self.sessions.end(key, self._clock(), prefix, size)
         if session.prefix_tokens < prefix:  # over its limit: what is beyond is let go
             self._engine.forget(key, session.prefix_tokens)
+        # Together they cannot keep more than the pool holds.
+        beyond = self.sessions.totals().kv_bytes - kv_capacity_bytes(serving.info)
+        for eviction in self.sessions.evict_for(beyond):
+            self._engine.forget(eviction.session.key)
+
+    @contextmanager
+    def _loaded(self, tokens: int) -> Iterator[None]:
+        self._load_tokens += tokens
+        try:
+            yield
+        finally:
+            self._load_tokens -= tokens
+
+
+def _reason(decision: Decision) -> str:
+    if decision.unmet_recommendation:
+        return f"{decision.reason}; no multi-GPU replica"
+    return decision.reason
 
 
 def _distinct(jobs: Sequence[Job]) -> list[Job]:

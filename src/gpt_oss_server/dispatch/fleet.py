@@ -65,12 +65,14 @@ class LocalFleet:
         pool = kv_capacity_bytes(info)
         if info.device == "cpu":
             pool = in_use + kv_bytes(info, stats.blocks_cached)
-        return tuple(
-            self._own(info, gpu, in_use, pool)
-            if _runs_on(info.device, index, gpu.reading)
-            else _foreign(gpu)
-            for index, gpu in enumerate(self.readings())
+        readings = self.readings()
+        own = [_runs_on(info.device, n, gpu.reading) for n, gpu in enumerate(readings)]
+        views = tuple(
+            self._own(info, gpu, in_use, pool) if ours else _foreign(gpu)
+            for gpu, ours in zip(readings, own, strict=True)
         )
+        # What was never read is listed as unknown: left out, it would pass for no pressure.
+        return views if any(own) else (_unread(info, in_use), *views)
 
     def _own(
         self,
@@ -100,6 +102,19 @@ class LocalFleet:
 def _runs_on(device: str, index: int, reading: GpuReading) -> bool:
     """Whether the replica's device (`cpu`, `cuda:N`) is the GPU with this place in CUDA's order."""
     return reading.id == "cpu" if device == "cpu" else device == f"cuda:{index}"
+
+
+def _unread(info: EngineInfo, in_use_bytes: int) -> GpuView:
+    """The replica's own device before its first good reading; 0 stands for a total not known."""
+    return GpuView(
+        id=info.device,
+        total_bytes=0,
+        measured_at_s=None,
+        others_bytes=None,
+        weights_bytes=info.weights_bytes,
+        activations_peak_bytes=info.activations_peak_bytes,
+        kv_in_use_bytes=in_use_bytes,
+    )
 
 
 def _foreign(gpu: ProbedGpu) -> GpuView:

@@ -9,10 +9,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from gpt_oss_server.admission.core import AdmissionCore, AdmissionSnapshot
 from gpt_oss_server.admission.offers import Admission, AdmissionRequest, Changes, Verdict
 from gpt_oss_server.errors import ContextTooLong, Overloaded
+
+
+class NoPlace(Overloaded):
+    """A request that cannot wait, or has waited in vain; `reason` says which."""
+
+    def __init__(
+        self,
+        message: str,
+        reason: Literal["full", "shed", "deadline"],
+        retry_after_s: float | None,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.reason: Literal["full", "shed", "deadline"] = reason
 
 
 class Held:
@@ -45,7 +59,7 @@ class AdmissionGate:
         """Hold KV for `request` while the block runs, after waiting for it where need be.
 
         Raises:
-            Overloaded: no place in the queue, or not in time; with `retry_after_s`.
+            NoPlace: no place in the queue, or not in time; with `retry_after_s`.
             ContextTooLong: it can never fit this pool.
         """
         verdict = self._core.offer(request, self._clock())
@@ -74,9 +88,7 @@ class AdmissionGate:
                 f"The request can never run here: {verdict.message}.", param="max_tokens"
             )
         if verdict.action != "queue":
-            raise Overloaded(
-                f"Too many requests: {verdict.message}.", retry_after_s=verdict.retry_after_s
-            )
+            raise NoPlace(f"Too many requests: {verdict.message}.", "full", verdict.retry_after_s)
         ticket = verdict.ticket
         future: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
@@ -99,10 +111,11 @@ class AdmissionGate:
             future = self._waiting.pop(departure.ticket)
             if not future.done():
                 future.set_exception(
-                    Overloaded(
+                    NoPlace(
                         f"Too many requests: waited {departure.waited_s:.1f} s without a place "
                         f"({departure.reason}).",
-                        retry_after_s=departure.retry_after_s,
+                        departure.reason,
+                        departure.retry_after_s,
                     )
                 )
         self._set_timer()

@@ -119,8 +119,8 @@ def examine(environ: Mapping[str, str], host: str, port: int) -> Machine:
         packages={name: _version(name) for name in PACKAGES},
         minimums=_minimums(),
         torch=ask_torch(environ),
-        gpus_present=count_gpus(everything),
-        gpus_visible=count_gpus(environ),
+        gpus_present=_count(everything),
+        gpus_visible=_count(environ),
         gpus=gpus or (),
         nvml_error=nvml_error,
         driver=driver,
@@ -175,6 +175,11 @@ def within(limit_s: float, ask: Callable[[], T]) -> tuple[T | None, str | None]:
         return answers.get(timeout=limit_s)
     except queue.Empty:
         return None, f"no answer for {limit_s:g} s"
+
+
+def _count(environ: Mapping[str, str]) -> int:
+    """GPUs of an environment; 0 where the driver does not answer."""
+    return within(NVML_LIMIT_S, lambda: count_gpus(environ))[0] or 0
 
 
 def _version(name: str) -> str | None:

@@ -5,7 +5,6 @@ Knows: wording and order. Does not know: what is good or bad.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +14,9 @@ from gpt_oss_server.doctor.checks import CHECKS, Found
 from gpt_oss_server.doctor.findings import Examined
 from gpt_oss_server.doctor.machine import Machine
 from gpt_oss_server.doctor.plan import gib
-from gpt_oss_server.doctor.plan_text import aligned
+from gpt_oss_server.doctor.plan_text import aligned, wrapped
 from gpt_oss_server.nccl import NcclSettings, nccl_environment
 from gpt_oss_server.ports import GpuReading
-
-_WIDTH = 96
 
 
 def machine_lines(seen: Examined) -> list[str]:
@@ -62,12 +59,12 @@ def finding_lines(found: Sequence[Found]) -> list[str]:
         lines += [f"{title}:"]
         for one in chosen:
             lines += [f"  {one.id}"]
-            lines += _wrapped(one.finding.message)
-            lines += _wrapped("cure: " + one.finding.cure)
+            lines += wrapped(one.finding.message, 4)
+            lines += wrapped("cure: " + one.finding.cure, 4)
         lines.append("")
     said = {one.id for one in found}
     fine = ", ".join(check.id for check in CHECKS if check.id not in said)
-    lines += textwrap.wrap(f"Nothing to say of: {fine}", _WIDTH, break_on_hyphens=False)
+    lines += wrapped(f"Nothing to say of: {fine}", 0, 2)
     if not any(one.finding.level == "problem" for one in found):
         lines.append("No problem found.")
     return lines
@@ -155,9 +152,3 @@ def _model(seen: Examined) -> str:
 
 def _known(size_bytes: int | None) -> str:
     return "unknown" if size_bytes is None else gib(size_bytes)
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        text, _WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
-    )

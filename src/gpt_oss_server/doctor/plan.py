@@ -228,9 +228,10 @@ def _what_would_fit(
     machine = plan.asked.machine
     cures: list[str] = []
     sums = ""
-    short = [mode for mode in plan.modes if mode.mode in allowed and _shortfall(mode) > 0]
+    tried = [mode for mode in plan.modes if mode.mode in allowed]
+    short = [mode for mode in tried if _shortfall(mode) > 0]
     if short:
-        least = min(short, key=_shortfall)
+        least = min(short, key=lambda m: (_shortfall(m), _PREFERENCE.index(m.mode)))
         usable = int(machine.gpu_memory_bytes * machine.utilization)
         needed = math.ceil((usable + _shortfall(least)) / machine.utilization)
         noun = "a GPU" if least.mode == "single" else "GPUs"
@@ -245,7 +246,7 @@ def _what_would_fit(
         cures.append(f"{gpus} GPUs of {gib(machine.gpu_memory_bytes)} (--gpu-mode {mode})")
     if plan.asked.weights == "bf16" and stored_form(config) == "mxfp4":
         cures.append("the weights as they are stored (--weights mxfp4)")
-    reasons = [m.report.reasons[0] for m in plan.modes if m.report and m.report.reasons]
+    reasons = [m.report.reasons[0] for m in tried if m.report and m.report.reasons]
     text = f"does not fit; it needs {' or '.join(cures) or 'a smaller model'}"
     return text, sums or (reasons[0] if reasons else "")
 
@@ -261,7 +262,9 @@ def _fewest_gpus(config: Mapping[str, Any], asked: PlanRequest) -> tuple[int, Gp
 
 
 def gib(size_bytes: int) -> str:
-    """Bytes as GiB with two decimals; small sizes as MiB."""
+    """Bytes as GiB with two decimals; small sizes as MiB, or as they are."""
+    if abs(size_bytes) < 2**20:
+        return f"{size_bytes:,} bytes"
     if abs(size_bytes) < 2**30:
         return f"{size_bytes / 2**20:.1f} MiB"
     return f"{size_bytes / 2**30:.2f} GiB"

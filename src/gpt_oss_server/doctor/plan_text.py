@@ -5,12 +5,15 @@ Knows: columns, units, wording of limits. Does not know: how a figure comes abou
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt_oss_server.doctor.models import ModelFacts
 from gpt_oss_server.doctor.plan import Limit, ModePlan, Plan, Recommendation, gib
 from gpt_oss_server.memory.fit import REPORT_LENGTHS, GpuMode
+
+WIDTH = 96
 
 _LIMIT_TEXT: Mapping[Limit, str] = {
     "context": "the model's context",
@@ -97,11 +100,9 @@ def _limit_line(plan: ModePlan) -> str:
     parts = []
     if plan.longest_limit is not None:
         parts.append(f"longest request by {_LIMIT_TEXT[plan.longest_limit]}")
-    bounds = [
-        f"{length:,}" for length, limit in plan.concurrent_limits.items() if limit == "kv_memory"
-    ]
-    if bounds:
-        parts.append(f"requests at once by KV memory (of {', '.join(bounds)} tokens)")
+    bound = [length for length, limit in plan.concurrent_limits.items() if limit == "kv_memory"]
+    if bound:
+        parts.append(f"requests at once by KV memory from {min(bound):,} tokens on")
     parts += [f"note: {reason}" for reason in report.reasons]
     return "; ".join(parts)
 
@@ -120,8 +121,22 @@ def summary(plan: Plan, modes: Sequence[GpuMode]) -> list[str]:
 
 
 def recommendation_lines(recommendation: Recommendation) -> list[str]:
-    lines = [f"Recommendation: {recommendation.text}"]
-    return [*lines, f"  {recommendation.arithmetic}"] if recommendation.arithmetic else lines
+    """What to do, and its arithmetic below."""
+    lines = wrapped(f"Recommendation: {recommendation.text}", later_indent=2)
+    return lines + (wrapped(recommendation.arithmetic, 2, 4) if recommendation.arithmetic else [])
+
+
+def wrapped(text: str, indent: int = 0, later_indent: int | None = None) -> list[str]:
+    """Lines of a terminal's width; words and flags stay whole."""
+    later = indent if later_indent is None else later_indent
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * later,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def plan_json(plan: Plan, modes: Sequence[GpuMode]) -> dict[str, Any]:

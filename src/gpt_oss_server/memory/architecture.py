@@ -31,6 +31,7 @@ _KINDS: Mapping[str, AttentionKind] = MappingProxyType(
     }
 )
 _RECURRENT = frozenset({"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding"})
+_RECURRENT_TYPES = frozenset({"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"})
 _SPELLINGS = MappingProxyType(
     {
         "n_embd": "hidden_size",
@@ -191,6 +192,8 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
     Raises `ShapeUnknown` when a field is nonsense or no upper bound can be stated.
     """
     resolved = resolve(config)
+    if resolved.model_type in _RECURRENT_TYPES:
+        raise ShapeUnknown(f"model type '{resolved.model_type}' is recurrent: it has no KV cache")
     warnings: list[str] = []
     if not resolved.known:
         warnings.append(

@@ -5,6 +5,7 @@ Knows: a bounded queue, a file, how many lines were lost. Does not know: what th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -23,19 +24,21 @@ _CLOSE_WAIT_S = 1.0
 class LineWriter(Generic[T]):
     """Appends `encode(item)` and a line end for every item, in order.
 
-    `dropped` counts items that found the queue full or could not be written.
+    `dropped` counts items that found the queue full or could not be written. A line that was cut
+    short (a full disk) is ended before the next one.
     """
 
     def __init__(self, path: Path, encode: Callable[[T], str], *, capacity: int = 10_000) -> None:
         """Raises StartupError if the file cannot be opened for appending."""
         try:
-            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise StartupError(f"cannot write to {path}: {error.strerror}") from error
         self._path = path
         self._encode = encode
         self._queue: queue.Queue[T | None] = queue.Queue(capacity)
         self.dropped = 0
+        self._torn = False
         self._thread = threading.Thread(target=self._run, name="line-writer", daemon=True)
         self._thread.start()
 
@@ -47,22 +50,30 @@ class LineWriter(Generic[T]):
             self.dropped += 1
 
     def close(self) -> None:
-        """Write what waits, for at most a second."""
-        try:
+        """Write what waits, for at most a second or two."""
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=_CLOSE_WAIT_S)
-        except queue.Full:
-            return
-        self._thread.join(_CLOSE_WAIT_S)
+            self._thread.join(_CLOSE_WAIT_S)
+        if self.dropped:
+            log.warning("%d lines could not be written to %s", self.dropped, self._path)
 
     def _run(self) -> None:
         complained = False
         with self._file:
             while (item := self._queue.get()) is not None:
                 try:
-                    self._file.write(self._encode(item) + "\n")
+                    self._append(self._encode(item).encode() + b"\n")
                     complained = False
-                except OSError as error:
+                except (OSError, ValueError) as error:  # ValueError: text that UTF-8 has not
                     self.dropped += 1
                     if not complained:
-                        log.error("cannot write to %s: %s", self._path, error.strerror)
+                        reason = getattr(error, "strerror", None) or type(error).__name__
+                        log.error("cannot write to %s: %s", self._path, reason)
                         complained = True
+
+    def _append(self, line: bytes) -> None:
+        rest = b"\n" + line if self._torn else line
+        while rest:
+            written = self._file.write(rest)
+            rest = rest[written:]
+            self._torn = bool(rest)

@@ -12,6 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gpt_oss_server.engine.blocks import BlockPool, OutOfBlocks, PrefixHasher
 
+OWNERS = st.sampled_from([None, "s", "t"])
+
 
 def counts(pool: BlockPool) -> tuple[int, int, int]:
     """(held, cached, available)."""
@@ -123,6 +125,40 @@ def test_forgetting_drops_only_the_cached() -> None:
     assert not pool.contains(b"b")
 
 
+def test_an_owner_forgets_its_own_tail() -> None:
+    """`forget_owner` drops what only that owner left behind, its first blocks excepted."""
+    pool = BlockPool(6)
+    blocks = pool.allocate(5)
+    for block, content in zip(blocks, (b"a", b"b", b"c", b"d"), strict=False):
+        pool.register(block, content, "s")
+    pool.register(blocks[4], b"e", "t")
+    pool.release(reversed(blocks))
+    assert pool.forget_owner("s", keep=1) == 3
+    assert [pool.contains(c) for c in (b"a", b"b", b"c", b"d", b"e")] == [True] + [False] * 3 + [
+        True
+    ]
+    assert counts(pool) == (0, 2, 6)
+    assert pool.forget_owner("nobody") == 0
+
+
+def test_what_is_held_or_shared_is_not_forgotten() -> None:
+    """A held block stays; one that a second owner, or nobody in particular, used belongs to
+    nobody."""
+    pool = BlockPool(4)
+    held, shared, common, own = pool.allocate(4)
+    for block, content in ((held, b"h"), (shared, b"x"), (common, b"c"), (own, b"o")):
+        pool.register(block, content, "s")
+    pool.release([shared, common, own])
+    pool.release(pool.acquire([b"x"], "t"))
+    pool.release(pool.acquire([b"c"]))
+    pool.release(pool.acquire([b"o"], "s"))
+    assert pool.forget_owner("s") == 1
+    assert [pool.contains(c) for c in (b"h", b"x", b"c", b"o")] == [True, True, True, False]
+    assert pool.forget_owner("t") == 0
+    pool.release([held])
+    assert pool.forget_owner("s") == 1
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Any sequence of calls leaves every block in exactly one state, as in a plain model."""
 
@@ -132,12 +168,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.holders: list[list[int]] = []
         self.content: dict[int, bytes] = {}
         self.cached: OrderedDict[int, None] = OrderedDict()
+        self.owned: dict[int, str] = {}  # in the order of registration
 
     def refs(self) -> Counter[int]:
         return Counter(block for held in self.holders for block in held)
 
     def free_blocks(self) -> set[int]:
         return set(range(self.pool.num_blocks)) - set(self.refs()) - set(self.cached)
+
+    def drop(self, block: int) -> None:
+        del self.cached[block]
+        del self.content[block]
+        self.owned.pop(block, None)
 
     @rule(count=st.integers(0, 4))
     def allocate(self, count: int) -> None:
@@ -149,8 +191,7 @@ class PoolMachine(RuleBasedStateMachine):
         blocks = self.pool.allocate(count)
         evicted = list(self.cached)[: max(0, count - len(free))]
         for block in evicted:
-            del self.cached[block]
-            del self.content[block]
+            self.drop(block)
         assert len(set(blocks)) == count
         assert set(blocks) <= free | set(evicted)
         assert set(evicted) <= set(blocks)
@@ -167,30 +208,41 @@ class PoolMachine(RuleBasedStateMachine):
                 self.cached[block] = None
 
     @precondition(lambda self: any(self.holders))
-    @rule(data=st.data(), content=st.sampled_from([b"a", b"b", b"c", b"d"]))
-    def register(self, data: st.DataObject, content: bytes) -> None:
+    @rule(data=st.data(), content=st.sampled_from([b"a", b"b", b"c", b"d"]), owner=OWNERS)
+    def register(self, data: st.DataObject, content: bytes, owner: str | None) -> None:
         block = data.draw(st.sampled_from(sorted(self.refs())))
-        self.pool.register(block, content)
+        self.pool.register(block, content, owner)
         if content not in self.content.values() and block not in self.content:
             self.content[block] = content
+            if owner is not None:
+                self.owned[block] = owner
 
     @precondition(lambda self: self.content)
-    @rule(data=st.data())
-    def acquire(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), owner=OWNERS)
+    def acquire(self, data: st.DataObject, owner: str | None) -> None:
         names = data.draw(st.lists(st.sampled_from(sorted(self.content.values())), unique=True))
         by_name = {content: block for block, content in self.content.items()}
-        blocks = self.pool.acquire(names)
+        blocks = self.pool.acquire(names, owner)
         assert blocks == [by_name[name] for name in names]
         for block in blocks:
             self.cached.pop(block, None)
+            if self.owned.get(block) != owner:
+                self.owned.pop(block, None)
         self.holders.append(blocks)
 
     @rule()
     def forget(self) -> None:
         self.pool.forget()
-        for block in self.cached:
-            del self.content[block]
-        self.cached.clear()
+        for block in list(self.cached):
+            self.drop(block)
+
+    @rule(owner=st.sampled_from(["s", "t"]), keep=st.integers(0, 2))
+    def forget_owner(self, owner: str, keep: int) -> None:
+        own = [block for block, name in self.owned.items() if name == owner][keep:]
+        dropped = [block for block in own if block in self.cached]
+        assert self.pool.forget_owner(owner, keep) == len(dropped)
+        for block in dropped:
+            self.drop(block)
 
     @invariant()
     def every_block_is_in_one_state(self) -> None:

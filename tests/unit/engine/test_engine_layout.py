@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CONFIGS, build, saved
 from transformers import MambaConfig, MambaForCausalLM
 
 from gpt_oss_server.engine.layout import allocate_layers, observe_layers, reconcile
@@ -17,6 +16,7 @@ from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import StartupError
 from gpt_oss_server.memory.architecture import shape_from_config
 from gpt_oss_server.memory.kv import plan_pools
+from tiny_models import CONFIGS, build, saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,10 +35,10 @@ def test_a_difference_is_reported_and_the_observed_wins() -> None:
     """A layer that is not as predicted is named, and pools are built for what is there."""
     model = build("mistral")
     predicted = shape_from_config(model.config.to_dict())
+    first, second, *others = predicted.layers
     wrong = replace(
         predicted,
-        layers=(predicted.layers[0], replace(predicted.layers[1], kv_heads=4))
-        + predicted.layers[2:],
+        layers=(first, replace(second, kv_heads=4), *others),
     )
     shape, differences = reconcile(wrong, predicted.layers)
     assert shape.layers == predicted.layers

@@ -197,3 +197,11 @@ def test_a_canonical_name_wins_over_another_spelling() -> None:
     """`hidden_size` beside `n_embd` is what transformers itself writes and reads."""
     resolved = resolve({"model_type": "gpt2", "n_embd": 32, "hidden_size": 48})
     assert resolved.count("hidden_size") == 48
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "rwkv"])
+def test_a_recurrent_model_has_no_kv_cache(model_type: str) -> None:
+    """A recurrent state is no KV cache: an error, whatever else the config names."""
+    config = {"model_type": model_type, "hidden_size": 64, "num_hidden_layers": 2}
+    with pytest.raises(ShapeUnknown, match="recurrent"):
+        shape_from_config(config)

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/engine.py`: model, prompts, systems, load generator, report."""

@@ -1,0 +1,115 @@
+"""Who a request comes from: client, priority and session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gpt_oss_server.api.auth import KeyRing
+from gpt_oss_server.api.exchange import Exchange
+from gpt_oss_server.api.identity import client_of, priority_of, session_of
+from gpt_oss_server.api.services import UNDECIDED
+from gpt_oss_server.errors import BadRequest
+
+
+async def _never(*_: Any) -> Any:
+    raise AssertionError("not used")
+
+
+def exchange(client: tuple[str, int] | None = ("10.0.0.7", 5), **headers: str) -> Exchange:
+    """A request with these headers; `_` in a name stands for `-`."""
+    pairs = [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in headers.items()]
+    scope = {"method": "POST", "path": "/", "headers": pairs, "client": client}
+    return Exchange(scope, _never, _never, UNDECIDED)
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize("digit", range(10))
+def test_priorities(digit: int) -> None:
+    """0 to 9, spaces around them allowed."""
+    assert priority_of(exchange(x_priority=f" {digit} ")) == digit
+
+
+def test_the_default_priority() -> None:
+    """In the middle."""
+    assert priority_of(exchange()) == 5
+
+
+@pytest.mark.parametrize("text", ["", "10", "-1", "5.0", "high", "²", "٣", "5 5", "+5"])
+def test_what_is_no_priority_is_refused_by_name(text: str) -> None:
+    """400 that names the header and the range."""
+    raw = text.encode().decode("latin-1")
+    with pytest.raises(BadRequest) as caught:
+        priority_of(exchange(x_priority=raw))
+    assert caught.value.param == "X-Priority"
+    assert caught.value.message == "priority must be a whole number from 0 to 9."
+
+
+def test_a_client_is_its_key_where_there_are_keys() -> None:
+    """By number, never by the key itself; the same whatever the address."""
+    keys = KeyRing(("sk-a", "sk-b"))
+    assert client_of(exchange(authorization="Bearer sk-b"), keys) == "key-1"
+    assert client_of(exchange(("::1", 9), authorization="bearer  sk-a "), keys) == "key-0"
+
+
+def test_a_client_is_its_address_where_there_are_none() -> None:
+    """Without its port: every connection of a client is the same client."""
+    assert client_of(exchange(), KeyRing()) == "10.0.0.7"
+    assert client_of(exchange(("10.0.0.7", 6)), KeyRing()) == "10.0.0.7"
+    assert client_of(exchange(None), KeyRing()) == "local"
+
+
+def test_a_named_session_wins() -> None:
+    """The header before `user`, `user` before the conversation."""
+    messages = [turn("user", "hello")]
+    named = session_of(exchange(x_session_id="chat:7.a@b_c-d"), "me", messages)
+    assert named == "id:chat:7.a@b_c-d"
+    by_user = session_of(exchange(), "me", messages)
+    assert by_user == session_of(exchange(), "me", None)
+    assert by_user is not None
+    assert by_user.startswith("user:")
+    assert "me" not in by_user.removeprefix("user:")
+    assert by_user != session_of(exchange(), "you", messages)
+
+
+@pytest.mark.parametrize("value", ["", "a b", "x" * 129, "a/b", "a\tb", "ü"])
+def test_what_is_no_session_id_is_refused_by_name(value: str) -> None:
+    """400 that names the header."""
+    with pytest.raises(BadRequest) as caught:
+        session_of(exchange(x_session_id=value), None, None)
+    assert caught.value.param == "X-Session-Id"
+
+
+def test_every_turn_of_a_conversation_is_the_same_session() -> None:
+    """Its beginning up to the first user message; later turns repeat that."""
+    opening = [turn("system", "be brief"), turn("user", "hello")]
+    first = session_of(exchange(), None, opening)
+    later = [*opening, turn("assistant", "hi"), turn("user", "and now?")]
+    assert first == session_of(exchange(), None, later)
+    assert first is not None
+    assert first.startswith("prefix:")
+
+
+def test_other_conversations_are_other_sessions() -> None:
+    """Another system prompt, another first question, another order."""
+    sessions = {
+        session_of(exchange(), None, messages)
+        for messages in (
+            [turn("system", "be brief"), turn("user", "hello")],
+            [turn("system", "be long"), turn("user", "hello")],
+            [turn("system", "be brief"), turn("user", "bye")],
+            [turn("user", "hello")],
+            [turn("user", "hello"), turn("user", "x")],
+        )
+    }
+    assert len(sessions) == 4  # the last two begin alike
+
+
+def test_a_prompt_without_messages_has_no_session() -> None:
+    """A plain completion is not tracked unless it is named."""
+    assert session_of(exchange(), None, None) is None
+    assert session_of(exchange(), "", None) is None
