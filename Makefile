@@ -47,6 +47,7 @@ format: setup  ## fix formatting and what ruff can fix
 
 docs: setup  ## write the generated pages of docs/
 	$(BIN)/python -m gpt_oss_server.config_doc > docs/configuration.md
+	$(BIN)/python -m gpt_oss_server.metrics_doc > docs/metrics.md
 
 bench: bench-engine  ## every benchmark
 

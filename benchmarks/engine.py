@@ -29,6 +29,7 @@ from engine_bench.figures import Round
 from engine_bench.systems import BenchError, HttpSystem, LineSystem
 
 RESULTS = Path(__file__).resolve().parent / "results"
+SECTIONS = ("closed", "boundary", "prefix", "mixed", "kv")
 PEER_CURE = "install the extra `bench` (pip install -e '.[bench]') or give --peer-python PATH"
 
 
@@ -43,6 +44,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-peer", action="store_true", help="leave `transformers serve` out")
     parser.add_argument(
         "--peer-arg", action="append", default=[], help="one more argument for the peer; repeatable"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to measure"
     )
     parser.add_argument("--rounds", type=int, help="rounds of the closed loops")
     parser.add_argument("--leak-requests", type=int, help="random requests of the block check")
@@ -73,60 +77,85 @@ def make_model(folder: Path) -> int:
     return int(done.stdout.split()[-1])
 
 
-def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Everything, in order; returns the result as JSON-ready data."""
-    scale = scale_of(args)
-    peer_python = None
-    if not args.no_peer and systems.peer_is_usable(args.peer_python):
-        peer_python = args.peer_python
-    described = machine.describe(peer_python)
-    model = work / "bench-35m"
-    say("making the model")
-    parameters = make_model(model)
-    with contextlib.ExitStack() as stack:
-        ours = systems.our_server(model, work / "ours.log")
-        core = LineSystem("ours, in-process", "inprocess", model, work / "inprocess.log")
-        static = LineSystem("generate, static", "static_batches", model, work / "static.log")
-        peers = []
-        if peer_python is not None:
-            peers.append(systems.peer_server(peer_python, model, work / "peer.log", args.peer_arg))
-        servers: list[HttpSystem] = [ours, *peers]
-        everyone: list[HttpSystem | LineSystem] = [*servers, static, core]
-        for system in everyone:
-            stack.callback(system.stop)
-            say(f"{system.name} is up after {system.start():.1f} s")
-        sections.warm_up(everyone, say)
-        rounds = sections.throughput(everyone, scale, say)
-        result = {
+class Run:
+    """One run: the systems that are up and the sections measured so far."""
+
+    def __init__(self, args: argparse.Namespace, work: Path) -> None:
+        self._scale = scale_of(args)
+        self._wanted = args.only
+        self._model = work / "bench-35m"
+        usable = not args.no_peer and systems.peer_is_usable(args.peer_python)
+        say("making the model")
+        self.result: dict[str, Any] = {
             "command": command_line(args),
-            "machine": described,
-            "parameters": parameters,
-            "scale": dataclasses.asdict(scale),
-            "rounds": scale.rounds,
-            "peer_absent": None if peers else peer_absence(args),
+            "machine": machine.describe(args.peer_python if usable else None),
+            "parameters": make_model(self._model),
+            "scale": dataclasses.asdict(self._scale),
+            "peer_absent": None if usable else peer_absence(args),
             "peer_args": args.peer_arg,
-            "throughput": {
-                c: {name: figures.summary(played) for name, played in by_name.items()}
-                for c, by_name in rounds.items()
-            },
-            "agreement": agreement(model, rounds, static.name),
-            "client_cpu_share": max(
-                figures.client_share(played) or 0.0
-                for by_name in rounds.values()
-                for played in by_name.values()
-            ),
-            "boundary": sections.boundary(ours, core, scale, say),
-            "prefix": sections.prefix(servers, scale, say),
-            "mixed": sections.mixed(servers, scale, say),
         }
-        if peers:
-            pairs = {c: (r[ours.name], r[peers[0].name]) for c, r in rounds.items()}
-            result["rate_ratios"] = {c: figures.rate_ratio(*p) for c, p in pairs.items()}
-            result["ttft_ratio_32"] = figures.first_token_ratio(*pairs["32"])
-        say(f"{scale.leak_requests} random requests against the block arithmetic")
-        result["kv"] = core.ask({"do": "leaks", "requests": scale.leak_requests, "seed": 0})
-    described["load_average_after"] = round(os.getloadavg()[0], 1)
-    return result
+        model = self._model
+        self._ours = systems.our_server(model, work / "ours.log")
+        self._core = LineSystem("ours, in-process", "inprocess", model, work / "inprocess.log")
+        self._static = LineSystem("generate, static", "static_batches", model, work / "static.log")
+        self._servers: list[HttpSystem] = [self._ours]
+        if usable:
+            log = work / "peer.log"
+            self._servers.append(systems.peer_server(args.peer_python, model, log, args.peer_arg))
+
+    def measure(self) -> None:
+        """All sections that are wanted, each into `result` as soon as it is done."""
+        sections_in_order = {
+            "closed": self._closed,
+            "boundary": self._boundary,
+            "prefix": self._prefix,
+            "mixed": self._mixed,
+            "kv": self._kv,
+        }
+        with contextlib.ExitStack() as stack:
+            everyone = [*self._servers, self._static, self._core]
+            for system in everyone:
+                stack.callback(system.stop)
+                say(f"{system.name} is up after {system.start():.1f} s")
+            sections.warm_up(everyone, say)
+            for name, section in sections_in_order.items():
+                if name in self._wanted:
+                    section()
+        self.result["machine"]["load_average_after"] = round(os.getloadavg()[0], 1)
+
+    def _closed(self) -> None:
+        everyone = [*self._servers, self._static, self._core]
+        rounds = sections.throughput(everyone, self._scale, say)
+        self.result["throughput"] = {
+            c: {name: figures.summary(played) for name, played in by_name.items()}
+            for c, by_name in rounds.items()
+        }
+        self.result["agreement"] = agreement(self._model, rounds, self._static.name)
+        self.result["client_cpu_share"] = max(
+            figures.client_share(played) or 0.0
+            for by_name in rounds.values()
+            for played in by_name.values()
+        )
+        for peer in self._servers[1:]:
+            pairs = {c: (r[self._ours.name], r[peer.name]) for c, r in rounds.items()}
+            self.result["rate_ratios"] = {c: figures.rate_ratio(*p) for c, p in pairs.items()}
+            per_cpu = {c: figures.cpu_rate_ratio(*p) for c, p in pairs.items()}
+            self.result["rate_ratios_per_cpu_s"] = per_cpu
+            self.result["ttft_ratio_32"] = figures.first_token_ratio(*pairs["32"])
+
+    def _boundary(self) -> None:
+        self.result["boundary"] = sections.boundary(self._ours, self._core, self._scale, say)
+
+    def _prefix(self) -> None:
+        self.result["prefix"] = sections.prefix(self._servers, self._scale, say)
+
+    def _mixed(self) -> None:
+        self.result["mixed"] = sections.mixed(self._servers, self._scale, say)
+
+    def _kv(self) -> None:
+        say(f"{self._scale.leak_requests} random requests against the block arithmetic")
+        command = {"do": "leaks", "requests": self._scale.leak_requests, "seed": 0}
+        self.result["kv"] = self._core.ask(command)
 
 
 def agreement(model: Path, rounds: dict[str, Any], reference: str) -> dict[str, tuple[int, int]]:
@@ -162,6 +191,7 @@ def command_line(args: argparse.Namespace) -> str:
     parts += ["--no-peer"] if args.no_peer else []
     parts += ["--peer-python PATH"] if args.peer_python != sys.executable else []
     parts += [f"--peer-arg={part}" for part in args.peer_arg]
+    parts += [f"--only {' '.join(args.only)}"] if tuple(args.only) != SECTIONS else []
     parts += [f"--rounds {args.rounds}"] if args.rounds is not None else []
     parts += [f"--leak-requests {args.leak_requests}"] if args.leak_requests is not None else []
     return " ".join(parts)
@@ -173,11 +203,22 @@ def say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    status = 0
     try:
         with tempfile.TemporaryDirectory(prefix="engine-bench-") as work:
-            result = measure(args, Path(work))
+            run = Run(args, Path(work))
+            try:
+                run.measure()
+            except (BenchError, KeyboardInterrupt) as error:
+                # What was measured before is worth keeping: it took long.
+                print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
+                run.result["incomplete"] = True
+                status = 1
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    result = run.result
+    if not any(name in result for name in ("throughput", "boundary", "prefix", "mixed", "kv")):
         return 1
     text = report.markdown(result)
     print(text)
@@ -188,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (folder / f"{name}.md").write_text(text)
         (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         say(f"written: {name}.md and {name}.json")
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -85,6 +85,12 @@ def check_held_blocks(core: EngineCore) -> None:
         assert pool.in_use == len({block for seq in running for block in seq.blocks[g]})
 
 
+def kept_by_sampler(core: EngineCore) -> int:
+    """How many entries the sampler still keeps for sequences: what a job's end must drop."""
+    sampler = core._runner.sampler
+    return len(sampler.counts) + len(sampler._biases._bias) + len(sampler._biases._stops)
+
+
 def alone(core: EngineCore, one: Job) -> Result:
     """One job with nothing beside it."""
     return run(core, {0: one})[0]

@@ -161,7 +161,16 @@ def client_share(rounds: Sequence[Round]) -> float | None:
 def rate_ratio(ours: Sequence[Round], theirs: Sequence[Round]) -> float | None:
     """Median over rounds of the ratio of output rates."""
     pairs = zip(ours, theirs, strict=True)
-    return median([a.tokens_per_s / b.tokens_per_s for a, b in pairs])
+    return median([a.tokens_per_s / b.tokens_per_s if b.tokens else None for a, b in pairs])
+
+
+def cpu_rate_ratio(ours: Sequence[Round], theirs: Sequence[Round]) -> float | None:
+    """The same per CPU second of all processes, where both were measured."""
+    ratios = []
+    for a, b in zip(ours, theirs, strict=True):
+        mine, other = a.tokens_per_cpu_s, b.tokens_per_cpu_s
+        ratios.append(mine / other if mine is not None and other else None)
+    return median(ratios)
 
 
 def first_token_ratio(ours: Sequence[Round], theirs: Sequence[Round]) -> float | None:

@@ -32,7 +32,7 @@ def closed(
     system: System, prompts: Prompts, max_tokens: int, concurrency: int, deadline_s: float = 300.0
 ) -> Round:
     """`concurrency` clients, each sending the next prompt when its last one is answered. After
-    `deadline_s` no new request is sent."""
+    `deadline_s` no new request is sent. Raises BenchError if no request succeeds."""
     if isinstance(system, LineSystem):
         return _ask(system, prompts, max_tokens, concurrency)
     plan = {
@@ -41,7 +41,11 @@ def closed(
         "concurrency": concurrency,
         "deadline_s": deadline_s,
     }
-    return _load(system, plan)
+    played = _load(system, plan)
+    if not played.tokens:
+        errors = {r.error for r in played.requests}
+        raise BenchError(f"{system.name}: every request failed: {errors}")
+    return played
 
 
 def mixed(
@@ -119,6 +123,9 @@ def _ask(system: LineSystem, prompts: Prompts, max_tokens: int, concurrency: int
         "concurrency": concurrency,
     }
     result = system.ask(command)
+    left = result.get("blocks", {}).get("in_use", {})
+    if any(left.values()):
+        raise BenchError(f"{system.name} still holds KV blocks after a run: {left}")
     return Round(
         wall_s=result["wall_s"],
         system_cpu_s=result["cpu_s"],

@@ -94,16 +94,11 @@ def boundary(server: HttpSystem, core: LineSystem, scale: Scale, say: Say) -> di
             f"boundary {n + 1}/{scale.boundary_rounds}: HTTP {over_http[-1].tokens_per_s:.0f}, "
             f"in-process {direct[-1].tokens_per_s:.0f} tok/s"
         )
-    per_cpu = [
-        a.tokens_per_cpu_s / b.tokens_per_cpu_s
-        for a, b in zip(over_http, direct, strict=True)
-        if a.tokens_per_cpu_s and b.tokens_per_cpu_s
-    ]
     return {
         "http": figures.summary(over_http),
         "in_process": figures.summary(direct),
         "ratio": figures.rate_ratio(over_http, direct),
-        "ratio_per_cpu_s": figures.median(per_cpu),
+        "ratio_per_cpu_s": figures.cpu_rate_ratio(over_http, direct),
     }
 
 
@@ -117,9 +112,9 @@ def prefix(systems: Sequence[HttpSystem], scale: Scale, say: Say) -> dict[str, A
         tails = prompts(f"tails-{n}", 1 + HITS, SUFFIX_TOKENS)
         for system in _turn(systems, n):
             one = play.closed(system, [shared + tail for tail in tails], 4, 1)
-            first, *rest = figures.times_to_first_s(one.requests)
-            cold[system.name].append(first)
-            hit[system.name] += rest
+            times_s = figures.times_to_first_s(one.requests)
+            cold[system.name] += times_s[:1]
+            hit[system.name] += times_s[1:]
         say(f"prefix {n + 1}/{scale.prefix_rounds}")
     for system in systems:
         cold_s, hit_s = figures.median(cold[system.name]), figures.median(hit[system.name])
@@ -149,7 +144,7 @@ def mixed(systems: Sequence[HttpSystem], scale: Scale, say: Say) -> dict[str, An
                     duration_s=scale.mixed_s,
                 )
             )
-            if not play.settle(system):
+            if n + 1 < scale.mixed_rounds and not play.settle(system):
                 say(f"{system.name} still works on abandoned requests: restarting it")
                 system.stop()
                 system.start()

@@ -115,15 +115,6 @@ class HttpSystem:
             total += times.user + times.system
         return total
 
-    def get_json(self, path: str) -> Any:
-        """The JSON that a GET answers, or None if there is no such page."""
-        url = f"http://127.0.0.1:{self.port}{path}"
-        try:
-            with urllib.request.urlopen(url, timeout=5) as response:
-                return json.load(response)
-        except (OSError, ValueError):
-            return None
-
     def stop(self) -> None:
         if self._process is None or self._process.poll() is not None:
             return
@@ -166,6 +157,7 @@ class LineSystem:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                start_new_session=True,  # Ctrl-C is for the benchmark, which stops them itself
             )
         self._read()
         return time.monotonic() - began_s

@@ -33,6 +33,7 @@ from gpt_oss_server.api.stats import Statistics
 from gpt_oss_server.config import Settings
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import StartupError
+from gpt_oss_server.events import Event
 from gpt_oss_server.gpus import count_gpus
 from gpt_oss_server.hub import ModelName, ResolvedModel, identify, resolve_model
 from gpt_oss_server.lifecycle import App, HttpServer, StopSignals, drain, in_daemon_thread
@@ -41,10 +42,14 @@ from gpt_oss_server.nccl import NcclSettings, nccl_environment
 from gpt_oss_server.parts import Instruments, build_desk, check_desk_settings
 from gpt_oss_server.pending import PendingChatFormat, PendingEngine
 from gpt_oss_server.ports import ChatFormat, Engine
+from gpt_oss_server.telemetry.logs import LogWriter
+from gpt_oss_server.telemetry.tracing import check_tracing_settings
+from gpt_oss_server.telemetry_parts import Telemetry, log_to
 
 log = logging.getLogger(__name__)
 
 _TEXT_THREADS = 2
+_BULK_THREADS = 1
 
 
 def _resolve_model(settings: Settings) -> ResolvedModel:
@@ -61,10 +66,10 @@ def _open_chat_format(folder: Path) -> ChatFormat:
     return open_chat_format(folder, today=date.today)
 
 
-def _make_engine(spec: EngineSpec) -> Engine:
+def _make_engine(spec: EngineSpec, emit: Callable[[Event], None]) -> Engine:
     from gpt_oss_server.engine.client import EngineClient
 
-    return EngineClient(spec, on_progress=partial(log.info, "engine: %s"))
+    return EngineClient(spec, on_progress=partial(log.info, "engine: %s"), emit=emit)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Parts:
 
     resolve_model: Callable[[Settings], ResolvedModel] = _resolve_model
     open_chat_format: Callable[[Path], ChatFormat] = _open_chat_format
-    make_engine: Callable[[EngineSpec], Engine] = _make_engine
+    make_engine: Callable[[EngineSpec, Callable[[Event], None]], Engine] = _make_engine
     count_gpus: Callable[[], int] = _count_gpus
 
 
@@ -84,16 +89,12 @@ def serve(settings: Settings, parts: Parts | None = None) -> int:
         StartupError: one line that says why it cannot start and what to do.
     """
     parts = parts or Parts()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     check_desk_settings(settings)
-    _check_gpus(settings, parts.count_gpus)
-    identity = identify(settings.model)
-    with contextlib.closing(listen(settings.host, settings.port)) as listener:
-        server = _Server(settings, parts, identity, listener)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            status = runner.run(server.run())
-    if not server.prepared:
+    check_tracing_settings(settings)
+    with log_to(settings) as logs:
+        logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+        status, prepared = _run(settings, parts, logs)
+    if not prepared:
         # A download was cut short. Its threads would hold the process until their files are
         # complete; what they have written so far is resumed next time.
         sys.stdout.flush()
@@ -101,22 +102,42 @@ def serve(settings: Settings, parts: Parts | None = None) -> int:
     return status
 
 
+def _run(settings: Settings, parts: Parts, logs: LogWriter) -> tuple[int, bool]:
+    """The exit status, and whether the model's files were complete when it ended."""
+    _check_gpus(settings, parts.count_gpus)
+    identity = identify(settings.model)
+    with contextlib.closing(listen(settings.host, settings.port)) as listener:
+        telemetry = Telemetry(settings, identity, logs)
+        server = _Server(settings, parts, identity, listener, telemetry)
+        with contextlib.closing(telemetry):
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                status = runner.run(server.run())
+            return status, server.prepared
+
+
 class _Server:
     """One run of the server: what has been built so far, and the way up and down."""
 
     def __init__(
-        self, settings: Settings, parts: Parts, identity: ModelName, listener: socket.socket
+        self,
+        settings: Settings,
+        parts: Parts,
+        identity: ModelName,
+        listener: socket.socket,
+        telemetry: Telemetry,
     ) -> None:
         self._settings = settings
         self._parts = parts
         self._identity = identity
         self._listener = listener
+        self._telemetry = telemetry
         self._created = int(time.time())
         self._engine: Engine | None = None
         self._instruments: Instruments | None = None
         self._gpus = parts.count_gpus()
         self._nccl: NcclSettings | None = None
         self._text_pool = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
+        self._bulk_pool = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="bulk")
         self._draining = False
         self.prepared = True
 
@@ -143,6 +164,7 @@ class _Server:
             await drain(http, serving, self._engine, signals, grace_s)
             stop.cancel()
             self._text_pool.shutdown(wait=False, cancel_futures=True)
+            self._bulk_pool.shutdown(wait=False, cancel_futures=True)
             if self._instruments is not None:
                 self._instruments.close()
         if not serving.cancelled():
@@ -158,7 +180,9 @@ class _Server:
         # Before the worker exists, and so before any communicator does.
         self._nccl = nccl_environment(self._gpus, self._settings.gpu_mode, os.environ)
         self._nccl.apply(os.environ)
-        self._engine = engine = self._parts.make_engine(engine_spec(self._settings, model))
+        self._engine = engine = self._parts.make_engine(
+            engine_spec(self._settings, model), self._telemetry.journal.emit
+        )
         # The fake engine of tests has no process.
         self._instruments = instruments = Instruments(
             self._settings, lambda: getattr(engine, "worker_pid", None)
@@ -185,8 +209,11 @@ class _Server:
         self, http: HttpServer, model: ResolvedModel, engine: Engine, instruments: Instruments
     ) -> None:
         chat_format = await in_daemon_thread(partial(self._parts.open_chat_format, model.folder))
-        desk = build_desk(self._settings, engine, instruments, self._gpus)
+        journal = self._telemetry.journal
+        desk = build_desk(self._settings, engine, instruments, self._gpus, journal)
         services = self._services(engine, chat_format)
+        statistics = Statistics(desk, engine, self._nccl)
+        observing = self._telemetry.endpoints(engine, desk, instruments, statistics, self._nccl)
         http.app = build_app(
             replace(
                 services,
@@ -196,12 +223,15 @@ class _Server:
                     default_max_tokens=self._settings.default_max_tokens
                     or default_output_tokens(model.folder),
                 ),
-                extra_endpoints=Statistics(desk, engine, self._nccl).endpoints(),
+                extra_endpoints=(*statistics.endpoints(), *observing),
             )
         )
 
     def _waiting_app(self, reason: str) -> App:
-        return build_app(self._services(PendingEngine(reason), PendingChatFormat(reason)))
+        engine = PendingEngine(reason)
+        services = self._services(engine, PendingChatFormat(reason))
+        observing = self._telemetry.endpoints(engine)
+        return build_app(replace(services, extra_endpoints=observing))
 
     def _services(self, engine: Engine, chat_format: ChatFormat) -> Services:
         settings = self._settings
@@ -213,6 +243,7 @@ class _Server:
                 self._identity.names(settings.served_model_name), created=self._created
             ),
             text_pool=self._text_pool,
+            bulk_pool=self._bulk_pool,
             version=__version__,
             limits=Limits(
                 max_body_bytes=settings.max_body, default_max_tokens=settings.default_max_tokens
@@ -220,6 +251,7 @@ class _Server:
             api_keys=KeyRing(settings.api_key),
             admin_keys=KeyRing(admin_keys),
             draining=lambda: self._draining,
+            journal=self._telemetry.journal,
         )
 
     def _announce(self) -> None:
@@ -250,6 +282,7 @@ def engine_spec(settings: Settings, model: ResolvedModel) -> EngineSpec:
         prefill_oldest_share=settings.prefill_oldest_share,
         attention_backend=settings.attention_backend,
         threads=settings.threads,
+        hang_after_s=settings.engine_timeout_s,
         show_progress=sys.stderr.isatty(),
     )
 

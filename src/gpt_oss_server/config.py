@@ -10,7 +10,6 @@ The fields of `Settings` *are* the table: flags, environment names, YAML keys, `
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from gpt_oss_server.config_kinds import (
+    Address,
     Choice,
     Integer,
     Kind,
@@ -54,9 +54,10 @@ _GROUPS = (
     "Routing",
     "Admission",
     "GPUs",
+    "Observability",
     "Operation",
 )
-_MODEL, _ADDRESS, _LIMITS, _MEMORY, _ROUTING, _ADMISSION, _GPUS, _OPERATION = _GROUPS
+_MODEL, _ADDRESS, _LIMITS, _MEMORY, _ROUTING, _ADMISSION, _GPUS, _OBSERVE, _OPERATION = _GROUPS
 
 
 @dataclass(frozen=True)
@@ -248,17 +249,55 @@ class Settings:
         "auto", Choice(("auto", "tiled", "reference")), _GPUS, "attention implementation"
     )
 
+    log_format: Literal["auto", "json", "human"] = _setting(
+        "auto",
+        Choice(("auto", "json", "human")),
+        _OBSERVE,
+        "form of the log; auto: human on a terminal, else JSON lines",
+    )
+    log_file: str | None = _setting(
+        None, Text(), _OBSERVE, "file to which the log is appended", auto="stderr"
+    )
+    log_level: str = _setting(
+        "info", Choice(("debug", "info", "warning", "error")), _OBSERVE, "least severe log line"
+    )
+    max_p95_ttft_seconds: float = _setting(
+        2.0,
+        Number(0, open_low=True),
+        _OBSERVE,
+        "target: requests whose first token takes longer are counted as missed",
+    )
+    otlp_endpoint: str | None = _setting(
+        None,
+        Address(),
+        _OBSERVE,
+        "collector that takes traces as OTLP over HTTP (http://host:4318); needs the extra `otel`",
+        auto="none: no traces",
+    )
+    trace_sample_rate: float = _setting(
+        0.03,
+        Number(0, 1),
+        _OBSERVE,
+        "share of requests that are traced; errors and slow ones are in any case",
+    )
+    trace_slow_s: float = _setting(
+        10.0, Number(0), _OBSERVE, "a request that takes longer is traced in any case"
+    )
+
     threads: int = _setting(
         0,
         Integer(0, 1024),
         _OPERATION,
         "CPU threads of the engine; 0: one less than there are cores",
     )
+    engine_timeout_s: float = _setting(
+        120.0,
+        Number(1),
+        _OPERATION,
+        "an engine that has work and finishes no step for so long is killed and restarted",
+    )
     shutdown_grace_s: float = _setting(
         30.0, Number(0), _OPERATION, "seconds that running requests get to finish on SIGTERM"
-    )
-    log_level: str = _setting(
-        "info", Choice(("debug", "info", "warning", "error")), _OPERATION, "least severe log line"
     )
 
     def redacted(self) -> dict[str, object]:
@@ -313,28 +352,6 @@ TABLE: tuple[Row, ...] = tuple(
 )
 GROUPS: tuple[str, ...] = _GROUPS
 _BY_NAME = {row.name: row for row in TABLE}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config` and one flag per setting, grouped; values stay raw until `load`."""
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help=f"YAML file of settings (default: none; env: {CONFIG_ENV})",
-    )
-    for group_name in GROUPS:
-        group = parser.add_argument_group(group_name)
-        for row in (row for row in TABLE if row.group == group_name):
-            text = f"{row.help} (default: {row.default_text}; env: {row.env})".replace("%", "%%")
-            options: dict[str, Any] = {"dest": row.name, "default": argparse.SUPPRESS, "help": text}
-            if isinstance(row.kind, Switch):
-                options["action"] = argparse.BooleanOptionalAction
-            else:
-                options["metavar"] = _metavar(row.kind)
-                if isinstance(row.kind, Secret) and row.kind.several:
-                    options["action"] = "append"
-            group.add_argument(row.flag, **options)
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
@@ -411,6 +428,11 @@ def _from_file(path: Path) -> dict[str, tuple[str, object]]:
 
 def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
     """Refuse settings that are each possible and together not."""
+    if settings.max_batch_tokens is not None and settings.max_batch_tokens < settings.max_num_seqs:
+        raise ConfigError(
+            f"{origins['max_batch_tokens']}: {settings.max_batch_tokens} is less than "
+            f"max_num_seqs ({settings.max_num_seqs}): each running sequence needs a token per step"
+        )
     if settings.gpus is not None and settings.gpu_mode == "single" and settings.gpus > 1:
         raise ConfigError(
             f"{origins['gpus']}: {settings.gpus} GPUs need gpu_mode auto, tensor or pipeline, "
@@ -430,10 +452,3 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
 def _suggest(name: str, known: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _metavar(kind: Kind) -> str:
-    if isinstance(kind, Choice):
-        return "{" + ",".join(kind.options) + "}"
-    names: dict[type, str] = {Integer: "N", Number: "X", Size: "SIZE", Secret: "KEY"}
-    return names.get(type(kind), "TEXT")

@@ -25,6 +25,7 @@ _UNITS = {
     "TIB": 2**40,
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -54,6 +55,20 @@ class Text:
             raise ValueError(f"must be {self.what}, got {raw!r} (put it in quotes)")
         if not re.fullmatch(self.pattern, raw):
             raise ValueError(f"must be {self.what}, got {raw!r}")
+        return raw
+
+
+@dataclass(frozen=True)
+class Address:
+    """The URL of a service. Never echoed in an error: a wrong one may carry a password."""
+
+    @property
+    def describe(self) -> str:
+        return "http:// or https:// address without user or query"
+
+    def parse(self, raw: object) -> str:
+        if not isinstance(raw, str) or not _ADDRESS.fullmatch(raw):
+            raise ValueError(f"must be an {self.describe}")
         return raw
 
 

@@ -7,6 +7,7 @@
     ├── Forbidden             403  right key, wrong place
     ├── NotFound              404  unknown model or path
     ├── MethodNotAllowed      405  known path, wrong verb
+    ├── RequestTimeout        408  the body took too long to come
     ├── PayloadTooLarge       413  body over the limit
     ├── Overloaded            429  full; `retry_after_s` says when to come back
     ├── NotReady              503  loading, restarting or shutting down
@@ -22,6 +23,7 @@ libraries.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,19 @@ class MethodNotAllowed(ServerError):
     pass
 
 
+class RequestTimeout(ServerError):
+    pass
+
+
 class PayloadTooLarge(ServerError):
     pass
 
 
 class Overloaded(ServerError):
-    pass
+    """`reason` says whether there was no place to wait, the place went to another request, or
+    the wait was too long."""
+
+    reason: Literal["full", "shed", "deadline"] = "full"
 
 
 class NotReady(ServerError):
@@ -126,6 +135,7 @@ SPECS: dict[type[ServerError], ErrorSpec] = {
     MethodNotAllowed: ErrorSpec(
         405, "invalid_request_error", "method_not_allowed", "method_not_allowed"
     ),
+    RequestTimeout: ErrorSpec(408, "invalid_request_error", "request_timeout", "request_timeout"),
     PayloadTooLarge: ErrorSpec(
         413, "invalid_request_error", "payload_too_large", "payload_too_large"
     ),

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 
+from gpt_oss_server.http_protocol import EnvelopeProtocol
 from gpt_oss_server.ports import Engine
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._call,
-                http="httptools",
+                http=EnvelopeProtocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

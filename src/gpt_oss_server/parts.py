@@ -22,10 +22,11 @@ from gpt_oss_server.ports import Engine, GpuProbe
 from gpt_oss_server.routing.config import RoutingConfig
 from gpt_oss_server.routing.decide import TriggerPolicy
 from gpt_oss_server.routing.replay import DecisionRecord, to_line
-from gpt_oss_server.telemetry.gpu import PollingProbe, ProbedGpu
+from gpt_oss_server.telemetry.gpu import PollingProbe, ProbedGpu, ProbeView
 from gpt_oss_server.telemetry.lines import LineWriter
 from gpt_oss_server.telemetry.probes.nvml import NvmlProbe
 from gpt_oss_server.telemetry.probes.process import ProcessProbe
+from gpt_oss_server.trail import Journal
 from gpt_oss_server.types import EngineInfo
 
 
@@ -81,6 +82,14 @@ class Instruments:
     def readings(self) -> Sequence[ProbedGpu]:
         return self._polling.view().gpus if self._polling is not None else ()
 
+    def probe_view(self) -> ProbeView | None:
+        """What is known of the GPUs; None before polling began."""
+        return self._polling.view() if self._polling is not None else None
+
+    def dropped(self) -> dict[str, int]:
+        """Lines lost, by writer."""
+        return {} if self._decisions is None else {"decision_log": self._decisions.dropped}
+
     def record(self, decision: DecisionRecord) -> None:
         if self._decisions is not None:
             self._decisions.write(decision)
@@ -97,7 +106,11 @@ class Instruments:
 
 
 def build_desk(
-    settings: Settings, engine: Engine, instruments: Instruments, machine_gpus: int | None
+    settings: Settings,
+    engine: Engine,
+    instruments: Instruments,
+    machine_gpus: int | None,
+    journal: Journal | None = None,
 ) -> Desk:
     """The desk of a server with one replica on this machine."""
     routing = routing_config(settings)
@@ -122,4 +135,5 @@ def build_desk(
         ),
         clock=time.monotonic,
         on_decision=instruments.record,
+        journal=journal,
     )

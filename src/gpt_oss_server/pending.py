@@ -12,7 +12,15 @@ from typing import Any, NoReturn
 
 from gpt_oss_server.errors import NotReady
 from gpt_oss_server.ports import OutputParser
-from gpt_oss_server.types import EngineInfo, EngineState, EngineStats, Job, TokenDelta
+from gpt_oss_server.types import (
+    EngineInfo,
+    EngineState,
+    EngineStats,
+    Grammar,
+    GuidedSpec,
+    Job,
+    TokenDelta,
+)
 
 _RETRY_AFTER_S = 5.0
 
@@ -62,6 +70,12 @@ class PendingChatFormat:
     def encode(self, text: str) -> list[int]:
         _refuse(self._reason)
 
+    def fewest_tokens(self, text: str) -> int:
+        _refuse(self._reason)
+
+    def fewest_chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        _refuse(self._reason)
+
     def decode(self, ids: Sequence[int]) -> str:
         _refuse(self._reason)
 
@@ -74,7 +88,20 @@ class PendingChatFormat:
         *,
         reasoning_effort: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        response_format: Mapping[str, Any] | None = None,
     ) -> list[int]:
+        _refuse(self._reason)
+
+    def answer_guide(self, grammar: Grammar) -> GuidedSpec:
+        _refuse(self._reason)
+
+    def call_guide(
+        self,
+        arguments: Mapping[str, Grammar],
+        *,
+        required: bool,
+        answer: Grammar | None = None,
+    ) -> GuidedSpec | None:
         _refuse(self._reason)
 
     def chat_parser(self) -> OutputParser:

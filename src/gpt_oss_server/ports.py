@@ -11,7 +11,15 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from gpt_oss_server.events import Event
-from gpt_oss_server.types import EngineInfo, EngineState, EngineStats, Job, TokenDelta
+from gpt_oss_server.types import (
+    EngineInfo,
+    EngineState,
+    EngineStats,
+    Grammar,
+    GuidedSpec,
+    Job,
+    TokenDelta,
+)
 
 
 class Engine(Protocol):
@@ -85,6 +93,15 @@ class ChatFormat(Protocol):
         """Plain text to ids; special-token strings in the text are NOT turned into specials."""
         ...
 
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound of `len(encode(text))` for a fraction of its cost; 0 where none is known.
+        What is certainly too long need not be tokenised."""
+        ...
+
+    def fewest_chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        """The same for `render_chat`."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text, specials included as their strings; invalid bytes become U+FFFD."""
         ...
@@ -99,10 +116,28 @@ class ChatFormat(Protocol):
         *,
         reasoning_effort: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        response_format: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Messages (already validated, OpenAI's shapes, `content` a string or None) to the ids
-        of a prompt that ends where the assistant speaks. Raises BadRequest if the model's own
-        template refuses the conversation."""
+        of a prompt that ends where the assistant speaks. `response_format` (`name`, `schema`,
+        `description`?) is told to models that were trained to be told. Raises BadRequest if the
+        model's own template refuses the conversation."""
+        ...
+
+    def answer_guide(self, grammar: Grammar) -> GuidedSpec:
+        """What holds a chat turn to an answer of the grammar; reasoning stays free."""
+        ...
+
+    def call_guide(
+        self,
+        arguments: Mapping[str, Grammar],
+        *,
+        required: bool,
+        answer: Grammar | None = None,
+    ) -> GuidedSpec | None:
+        """What holds a chat turn to calls with arguments of these grammars, by function name.
+        With `required` a call must come, else `answer` (None: any text) may come in its place.
+        None where it is not known how the model writes calls."""
         ...
 
     def chat_parser(self) -> OutputParser: ...

@@ -287,10 +287,12 @@ class Journal:
         *,
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
+        sampled: Callable[[TraceContext], bool] = lambda _: False,
     ) -> None:
         """`clock` is monotonic seconds; `unix_clock` anchors it. `emit` never raises and never
-        blocks."""
+        blocks. `sampled` says, before a request has run, whether its trace will be recorded."""
         self.emit = emit
+        self.sampled = sampled
         self.clock = clock
         self.unix_clock = unix_clock
         self.meter = Meter()

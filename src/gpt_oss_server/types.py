@@ -16,12 +16,77 @@ import msgspec
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
+GrammarKind = Literal["json_object", "json_schema", "regex", "grammar", "choice"]
+
+GUIDE_END = -1
+"""The state in which a guided output is complete."""
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a stretch of output must be. Text, not yet compiled and not yet found valid.
+
+    `source` is the JSON text of the schema, the regular expression, the Lark or GBNF grammar, or
+    a JSON list of strings to choose from; empty for `json_object`. `lenient` leaves out what a
+    schema asks for and the compiler cannot enforce, where it would be refused otherwise. `param`
+    is the request's field that an error names.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+    lenient: bool = False
+    param: str = "response_format"
+
+
+class FreeText(msgspec.Struct, frozen=True, tag="free"):
+    """Any text, no special token but those in `exits` (token id → next state).
+
+    With a `share`, of the job's output bound, the state must be left: the text may be as long as
+    that share, and the tokens that the rest of the guide needs are kept free. Without one it
+    may be cut off by the bound like any other text.
+    """
+
+    exits: dict[int, int]
+    share: float | None = None
+
+
+class FixedText(msgspec.Struct, frozen=True, tag="fixed"):
+    """One of several token sequences, each with its next state. No sequence is a prefix of
+    another."""
+
+    paths: tuple[tuple[tuple[int, ...], int], ...]
+
+
+class GrammarText(msgspec.Struct, frozen=True, tag="grammar"):
+    """Text of the guide's grammar number `grammar`. Where it is complete, the tokens in `exits`
+    (token id → next state) are allowed as well; without exits, the model's own end tokens end the
+    output."""
+
+    grammar: int
+    exits: dict[int, int] = {}
+
+
+class GuidedSpec(msgspec.Struct, frozen=True):
+    """What a guided job may say: a small machine over tokens that starts in state 0.
+
+    `states` refer to each other and to `grammars` by index; `GUIDE_END` ends the job.
+    """
+
+    grammars: tuple[Grammar, ...]
+    states: tuple[FreeText | FixedText | GrammarText, ...]
+
+    @classmethod
+    def whole(cls, grammar: Grammar) -> GuidedSpec:
+        """The output, from its first token, is one text of the grammar."""
+        return cls((grammar,), (GrammarText(0),))
+
+
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """How one job picks its tokens. Already validated: the engine trusts the ranges.
 
     `temperature == 0` is greedy. `top_k == 0` and `top_p == 1.0` mean "off". `seed` is always a
     number here: the front draws one when the client gives none, so that a preempted job repeats
     its own choices. `logprobs is None` means none are wanted; `0` only the chosen token's.
+    `guided` restricts the output; None leaves it free.
     """
 
     max_tokens: int
@@ -38,6 +103,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    guided: GuidedSpec | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,13 +135,15 @@ class TokenDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `token_ids` may be empty only in a finishing delta. The stop token itself (eos or a stop id)
     is delivered in `token_ids`, as the parser needs it. `cached_tokens`, on the first delta, is
-    the number of prompt tokens whose KV was found in the prefix cache.
+    the number of prompt tokens whose KV was found in the prefix cache. `preemptions` counts how
+    often the job had to be put back since the delta before.
     """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish: FinishReason | None = None
     cached_tokens: int | None = None
+    preemptions: int = 0
 
 
 class KvGroupInfo(msgspec.Struct, frozen=True):
@@ -106,11 +174,30 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     attention_backend: str
 
 
+StepKind = Literal["prefill", "decode", "mixed"]
+
+STEP_SECONDS_BOUNDS = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+    *(2.5, 5.0),
+)
+STEP_TOKENS_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class Tally(msgspec.Struct, frozen=True, array_like=True):
+    """How often values fell between bounds: `counts[i]` those at most the i-th bound and above
+    the one before, the last entry those above all; `total` is their sum."""
+
+    counts: tuple[int, ...]
+    total: float
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of the engine, taken after a step. Counters only grow within one worker.
 
     `blocks_predicted` is what the running sequences should hold by arithmetic if they shared
     nothing: equal to `blocks_in_use` then, and above it by exactly what is shared.
+    `step_seconds` and `step_tokens` tell, by what a step did, how long it took and how many
+    tokens it computed, within `STEP_SECONDS_BOUNDS` and `STEP_TOKENS_BOUNDS`.
     """
 
     running: int = 0
@@ -128,6 +215,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     jobs_finished: int = 0
     jobs_failed: int = 0
     jobs_cancelled: int = 0
+    step_seconds: dict[StepKind, Tally] = {}
+    step_tokens: dict[StepKind, Tally] = {}
 
 
 class EngineState(msgspec.Struct, frozen=True):

@@ -248,6 +248,12 @@ def test_written_nan_stays_out_of_reused_blocks(make_backend: MakeBackend) -> No
     torch.testing.assert_close(got.double(), dense_answer(problem), atol=1e-5, rtol=1e-5)
 
 
+def context(problem: Problem, backend: AttentionBackend) -> StepContext:
+    """What the runner hands through `model.forward`."""
+    written = torch.zeros(len(problem.query))
+    return StepContext([problem.layer], problem.step, backend.plan(problem.step), written)
+
+
 class Attention(torch.nn.Module):
     """What transformers hands over as `module`."""
 
@@ -272,7 +278,7 @@ def test_the_registered_function_writes_then_attends(make_backend: MakeBackend) 
         new_values.clone(),
         None,
         s_aux=problem.sinks,
-        step_context=StepContext([problem.layer], step, make_backend(4).plan(step)),
+        step_context=context(problem, make_backend(4)),
     )
     assert weights is None
     assert out.shape == (1, *problem.query.shape)
@@ -285,15 +291,17 @@ def test_attention_outside_a_step_is_refused() -> None:
     with pytest.raises(RuntimeError, match="outside an engine step"):
         paged_attention(Attention(0), tensor, tensor, tensor, None)
     problem = lay_out(Case(seqs=((0, 1),)))
-    context = StepContext([problem.layer], problem.step, ReferenceBackend().plan(problem.step))
+    step_context = context(problem, ReferenceBackend())
     with pytest.raises(RuntimeError, match="no layer index"):
-        paged_attention(Attention(None), tensor, tensor, tensor, None, step_context=context)
+        paged_attention(Attention(None), tensor, tensor, tensor, None, step_context=step_context)
 
 
 def test_a_tensor_on_the_wrong_device_is_refused() -> None:
     """An input on another device than the pool stops before any kernel runs."""
     problem = lay_out(Case(seqs=((0, 1),)))
-    context = StepContext([problem.layer], problem.step, ReferenceBackend().plan(problem.step))
+    step_context = context(problem, ReferenceBackend())
     elsewhere = torch.zeros(1, 2, 1, 8, device="meta")
     with pytest.raises(RuntimeError, match="layer 0: input is on meta, its KV pool on cpu"):
-        paged_attention(Attention(0), elsewhere, elsewhere, elsewhere, None, step_context=context)
+        paged_attention(
+            Attention(0), elsewhere, elsewhere, elsewhere, None, step_context=step_context
+        )

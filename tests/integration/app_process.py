@@ -23,7 +23,6 @@ from gpt_oss_server.app import Parts, serve
 from gpt_oss_server.commands import COMMANDS, Command
 from gpt_oss_server.config import Settings, load
 from gpt_oss_server.engine.fake import DEFAULT_INFO, FakeEngine
-from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import StartupError
 from gpt_oss_server.hub import ResolvedModel
 from gpt_oss_server.ports import Engine
@@ -85,9 +84,9 @@ def download_for_ever(settings: Settings) -> ResolvedModel:
     raise StartupError("cannot happen")
 
 
-def engine_of(kind: Callable[[], Engine]) -> Callable[[EngineSpec], Engine]:
+def engine_of(kind: Callable[[], Engine]) -> Callable[..., Engine]:
     """A maker that ignores the specification."""
-    return lambda spec: kind()
+    return lambda spec, emit: kind()
 
 
 PARTS = {
@@ -152,6 +151,12 @@ class ServerProcess:
         """Exit status, the rest of stdout, all of stderr."""
         out, err = self.process.communicate(timeout=30)
         return self.process.returncode, out, err
+
+
+def complaints(err: str) -> list[str]:
+    """What a server logged besides its requests: `level message` per line of its stderr."""
+    lines = [msgspec.json.decode(line) for line in err.splitlines()]
+    return [f"{line['level']} {line['message']}" for line in lines if line["event_type"] == "log"]
 
 
 @contextlib.contextmanager

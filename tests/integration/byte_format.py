@@ -50,6 +50,12 @@ class ByteFormat:
             raise RuntimeError(f"could not encode {text}")
         return list(ids_of(text))
 
+    def fewest_tokens(self, text: str) -> int:
+        return -(-len(text.encode()) // 2)
+
+    def fewest_chat_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        return self.fewest_tokens("".join(message["content"] or "" for message in messages))
+
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 

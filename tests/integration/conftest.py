@@ -38,8 +38,7 @@ def serve() -> Iterator[Serve]:
                     engine=engine,
                     chat_format=ByteFormat(),
                     model=ServedModel((MODEL, "openai/tiny"), created=1_700_000_000),
-                    text_pool=pool,
-                    **(services or {}),
+                    **{"text_pool": pool, **(services or {})},
                 ),
             )
             live.__enter__()

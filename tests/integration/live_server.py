@@ -15,6 +15,7 @@ import uvicorn
 from gpt_oss_server.api.app import build_app
 from gpt_oss_server.api.services import Services
 from gpt_oss_server.engine.fake import FakeEngine
+from gpt_oss_server.http_protocol import EnvelopeProtocol
 
 T = TypeVar("T")
 
@@ -53,7 +54,11 @@ class LiveServer:
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            build_app(services), ws="none", log_config=None, timeout_graceful_shutdown=5
+            build_app(services),
+            http=EnvelopeProtocol,
+            ws="none",
+            log_config=None,
+            timeout_graceful_shutdown=5,
         )
         self._server = _AnnouncingServer(config)
         self._loop: asyncio.AbstractEventLoop | None = None

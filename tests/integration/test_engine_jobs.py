@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine_runs import Result, alone, check_held_blocks, cpu_core, job, run, step
+from engine_runs import Result, alone, check_held_blocks, cpu_core, job, kept_by_sampler, run, step
 from gpt_oss_server.engine.core import EngineCore
 from gpt_oss_server.errors import BadRequest, ContextTooLong, EngineFailed, Overloaded, StartupError
 from gpt_oss_server.types import SamplingParams
@@ -38,7 +38,7 @@ def core(shared: EngineCore) -> Iterator[EngineCore]:
     assert not shared.has_work
     assert not any(shared.stats().blocks_in_use.values())
     assert shared.stats().blocks_predicted == dict.fromkeys(shared.stats().blocks_in_use, 0)
-    assert len(shared._runner.sampler.counts) == 0
+    assert kept_by_sampler(shared) == 0
 
 
 def poisoned(tmp_path: Path) -> EngineCore:
@@ -154,7 +154,7 @@ def test_a_seed_repeats_itself_whatever_the_batch(core: EngineCore, folder: str)
     results = run(tight, jobs)
     assert tight.stats().preemptions > 0
     assert {key: result.tokens for key, result in results.items()} == expected
-    assert len(tight._runner.sampler.counts) == 0
+    assert kept_by_sampler(tight) == 0
 
 
 def test_seeds_differ(core: EngineCore) -> None:
@@ -319,6 +319,24 @@ def test_nan_logits_fail_their_job_alone(tmp_path: Path, prompt: list[int]) -> N
         assert results[key].error is None
         assert results[key].tokens == expected[key]
     assert core.stats().jobs_failed == 1
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[POISON, 5, 6], [5] * 20 + [POISON] + [6] * 30, [POISON] + [6] * 100],
+    ids=["first", "in a chunk", "chunks ago"],
+)
+def test_nan_inside_a_prompt_fails_its_job(tmp_path: Path, prompt: list[int]) -> None:
+    """A job whose keys or values are NaN anywhere fails, the first time and when its prefix
+    might be found in the cache; it never says something that the model did not."""
+    core = poisoned(tmp_path)
+    good = job(PROMPT, max_tokens=20, ignore_eos=True)
+    expected = alone(core, good).tokens
+    for _ in range(2):
+        results = run(core, {0: good, 1: job(prompt)})
+        assert results[0].tokens == expected
+        assert type(results[1].error) is EngineFailed
+        assert results[1].tokens == []
 
 
 def test_sampling_defaults_are_off() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_runs import check_held_blocks, cpu_core, job
+from engine_runs import check_held_blocks, cpu_core, job, kept_by_sampler
 from gpt_oss_server.engine.core import EngineCore
 from tiny_models import build, saved
 
@@ -44,6 +44,9 @@ def storm(core: EngineCore, requests: int, seed: int) -> None:
                     temperature=rng.choice((0.0, 1.0)),
                     seed=submitted,
                     frequency_penalty=rng.choice((0.0, 0.0, 0.5)),
+                    logit_bias=rng.choice(({}, {}, {3: 1.0})),
+                    min_tokens=rng.choice((0, 0, 2)),
+                    stop_token_ids=rng.choice(((), (3, 4))),
                 ),
             )
             live.add(submitted)
@@ -78,7 +81,7 @@ def check_empty(core: EngineCore) -> None:
     assert stats.blocks_in_use == stats.blocks_predicted == dict.fromkeys(stats.blocks_total, 0)
     assert (stats.running, stats.waiting) == (0, 0)
     assert core.kv.free_slots == core.info().max_num_seqs
-    assert len(core._runner.sampler.counts) == 0
+    assert kept_by_sampler(core) == 0
     for pool in core.kv.pools:
         assert pool.available == pool.num_blocks
         pool.forget()

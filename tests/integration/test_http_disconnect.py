@@ -116,4 +116,4 @@ def test_one_of_two_clients_leaves(serve: Serve) -> None:
         received = b""
         while b'"content":"abc"' not in received:
             received += stays.recv(65_536)
-    assert live.engine.finished == 1
+    live.until(lambda engine: engine.finished == 1)

@@ -103,8 +103,8 @@ def test_stream_usage(serve: Serve) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_n_choices_run_side_by_side(serve: Serve, stream: bool) -> None:
-    """`n` gives n choices with consecutive seeds, and the prompt is counted once."""
-    live = serve(lambda job: Script((*ids_of(f"s{job.sampling.seed}"), END)))
+    """`n` gives n choices that are generated apart, and the prompt is counted once."""
+    live = serve(lambda job: Script((*ids_of(f"s4{job.id[-1]}"), END)))
     request: dict[str, Any] = {"model": MODEL, "messages": HELLO, "n": 3, "seed": 40}
     client = live.openai()
     texts = {0: "", 1: "", 2: ""}
@@ -118,7 +118,8 @@ def test_n_choices_run_side_by_side(serve: Serve, stream: bool) -> None:
         assert answer.usage.prompt_tokens == len(PROMPT)
         assert answer.usage.completion_tokens == 12
     assert texts == {0: "s40", 1: "s41", 2: "s42"}
-    assert len({job.id for job in live.engine.jobs}) == 3
+    assert len({job.sampling.seed for job in live.engine.jobs}) == 3
+    assert live.engine.jobs[0].sampling.seed == 40
 
 
 def test_stop_string_cuts_and_cancels(serve: Serve) -> None:
@@ -226,6 +227,20 @@ def test_chat_logprobs_in_a_stream(serve: Serve) -> None:
     ) as stream:
         logprobs = [chunk.choices[0].logprobs for chunk in stream]
     tokens = [token.token for part in logprobs if part for token in part.content or []]
+    assert tokens == ["a", "b"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_end_where_a_stop_string_begins(serve: Serve, stream: bool) -> None:
+    """What is not shown has no logprobs either, streamed or not."""
+    client = serve(says("abSTOPc")).openai()
+    request: dict[str, Any] = {"model": MODEL, "messages": HELLO, "logprobs": True, "stop": "STOP"}
+    if stream:
+        with client.chat.completions.create(**request, stream=True) as chunks:
+            found = [chunk.choices[0].logprobs for chunk in chunks]
+    else:
+        found = [client.chat.completions.create(**request).choices[0].logprobs]
+    tokens = [token.token for part in found if part for token in part.content or []]
     assert tokens == ["a", "b"]
 
 

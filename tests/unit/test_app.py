@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from gpt_oss_server import app
+from gpt_oss_server.api.app import build_app
+from gpt_oss_server.api.services import Services
 from gpt_oss_server.app import engine_spec
 from gpt_oss_server.config import Settings, load
 from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.errors import StartupError
 from gpt_oss_server.hub import ResolvedModel
 
 FLAGS: dict[str, object] = {
@@ -30,6 +34,7 @@ FLAGS: dict[str, object] = {
     "prefill_oldest_share": "0.5",
     "attention_backend": "reference",
     "threads": "3",
+    "engine_timeout_s": "9",
 }
 
 
@@ -60,6 +65,7 @@ def test_every_engine_setting_reaches_the_worker(tmp_path: Path) -> None:
         prefill_oldest_share=0.5,
         attention_backend="reference",
         threads=3,
+        hang_after_s=9.0,
     )
 
 
@@ -88,3 +94,26 @@ def test_the_front_process_never_loads_the_model_stack() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_large_bodies_have_a_lane_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is built with a pool for bulk that is not the text pool; both end with it."""
+    built: list[Services] = []
+
+    def note(services: Services) -> object:
+        built.append(services)
+        return build_app(services)
+
+    def fail(settings: Settings) -> ResolvedModel:
+        raise StartupError("no such model")
+
+    monkeypatch.setattr(app, "build_app", note)
+    with pytest.raises(StartupError, match="no such model"):
+        app.serve(Settings(port=0), app.Parts(resolve_model=fail))
+    services = built[0]
+    assert services.bulk_pool is not None
+    assert services.pool_for(services.limits.bulk_bytes) is services.text_pool
+    assert services.pool_for(services.limits.bulk_bytes + 1) is services.bulk_pool
+    for pool in (services.text_pool, services.bulk_pool):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            pool.submit(int)

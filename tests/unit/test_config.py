@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gpt_oss_server import config_doc
-from gpt_oss_server.config import TABLE, Settings, add_arguments, load
+from gpt_oss_server.config import TABLE, Settings, load
+from gpt_oss_server.config_flags import add_arguments
 from gpt_oss_server.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

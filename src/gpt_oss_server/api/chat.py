@@ -6,8 +6,10 @@ the steps works inside.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from msgspec import UNSET
 
@@ -17,62 +19,72 @@ from gpt_oss_server.api.exchange import DONE_EVENT, Exchange, event
 from gpt_oss_server.api.generation import (
     AnswerHead,
     check_choices,
-    choice_streams,
-    in_pool,
+    generate,
     text_batches,
     usage_of,
 )
-from gpt_oss_server.api.identity import call_of, session_of
+from gpt_oss_server.api.identity import named_session, opening_session
+from gpt_oss_server.api.intake import in_pool, read_request
 from gpt_oss_server.api.logprobs import chat_logprobs
-from gpt_oss_server.api.parsing import parse_request
-from gpt_oss_server.api.sampling import JobPlan, OutputLimit, check_prompt_length
+from gpt_oss_server.api.sampling import (
+    JobPlan,
+    OutputLimit,
+    check_fewest_tokens,
+    check_prompt_length,
+)
 from gpt_oss_server.api.schema_chat import ChatRequest, message_mappings
-from gpt_oss_server.api.services import RouteLabel, Services
+from gpt_oss_server.api.services import Services
 from gpt_oss_server.api.streams import ChoiceStreams
-from gpt_oss_server.types import Job
+from gpt_oss_server.ports import ChatFormat
+from gpt_oss_server.types import EngineInfo, Job
 
 
 async def chat_completions(exchange: Exchange, services: Services) -> None:
     """Read and parse the request, then answer it for as long as the client is there."""
-    body = await exchange.read_json_body(services.limits.max_body_bytes)
-    request = await parse_request(
-        ChatRequest,
-        body,
-        pool=services.text_pool,
-        inline_bytes=services.limits.parse_inline_bytes,
-    )
-    await exchange.while_connected(_answer(exchange, services, request))
+    request, pool = await read_request(exchange, services, ChatRequest)
+    await exchange.while_connected(_answer(exchange, services, request, pool))
 
 
-async def _answer(exchange: Exchange, services: Services, request: ChatRequest) -> None:
+async def _answer(
+    exchange: Exchange, services: Services, request: ChatRequest, pool: Executor
+) -> None:
     model = services.model.resolve(request.model)
     check_choices(request.choices_per_prompt, services, param="n")
+    session = named_session(exchange, request.user)
     head = AnswerHead.new("chatcmpl", model, services)
-    exchange.trail.named(head.id, model, stream=request.stream)
-    jobs = await _plan(services, request, head)
-    exchange.trail.planned(jobs)
-    session = session_of(exchange, request.user, message_mappings(request.messages))
-    async with services.desk.admit(call_of(exchange, services, jobs, session)) as lease:
-        exchange.route = RouteLabel(lease.route, lease.reason)
-        answer = _Answer(services, request, head, lease.jobs)
-        async with choice_streams(exchange, services, lease) as streams:
-            if request.stream:
-                await answer.stream(exchange, streams)
-            else:
-                await answer.collect(exchange, streams)
-
-
-async def _plan(services: Services, request: ChatRequest, head: AnswerHead) -> list[Job]:
+    exchange.trail.named(head.id, model, stream=bool(request.stream))
     info = services.ready_engine_info()
-    prompt = await in_pool(
-        services.text_pool,
-        partial(
-            services.chat_format.render_chat,
-            message_mappings(request.messages),
-            reasoning_effort=request.reasoning_effort,
-        ),
+    prompt = await in_pool(pool, partial(_render, services.chat_format, request, info))
+    jobs = _plan(services, request, head, prompt.ids)
+    answer = partial(_Answer, services, request, head)
+    await generate(
+        exchange, services, jobs, session or prompt.session, answer, stream=bool(request.stream)
     )
-    check_prompt_length(len(prompt), info, param="messages")
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A conversation as ids, and the session that its beginning says it belongs to."""
+
+    ids: list[int]
+    session: str
+
+
+def _render(chat_format: ChatFormat, request: ChatRequest, info: EngineInfo) -> _Prompt:
+    """All the work that grows with the conversation; runs in a pool."""
+    messages = message_mappings(request.messages)
+    check_fewest_tokens(chat_format.fewest_chat_tokens(messages), info, param="messages")
+    ids = chat_format.render_chat(
+        messages, reasoning_effort=request.reasoning_effort, **_told(request)
+    )
+    check_prompt_length(len(ids), info, param="messages")
+    return _Prompt(ids, opening_session(messages))
+
+
+def _plan(
+    services: Services, request: ChatRequest, head: AnswerHead, prompt: list[int]
+) -> list[Job]:
+    grammar = request.grammar
     plan = JobPlan(
         request=request,
         limit=OutputLimit(
@@ -82,10 +94,17 @@ async def _plan(services: Services, request: ChatRequest, head: AnswerHead) -> l
         ),
         turn_end_ids=services.chat_format.stop_token_ids,
         logprobs=request.wanted_logprobs,
-        info=info,
+        info=services.ready_engine_info(),
         draw_seed=services.draw_seed,
+        guided=None if grammar is None else services.chat_format.answer_guide(grammar),
     )
     return plan.jobs([prompt], head.id)
+
+
+def _told(request: ChatRequest) -> dict[str, Any]:
+    """What a prompt says only where the client asked for it."""
+    wanted = request.named_format
+    return {} if wanted is None else {"response_format": wanted}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class ChoiceText:
     A tool call that a model makes though none was offered is not shown: no client could act on
     it. Its tokens still count. Text after a stop string, and the stop string itself, are never
     shown; so is the text of a stop token that the client named, while the ids in
-    `turn_end_ids` go through the parser, which needs them to see the end.
+    `turn_end_ids` go through the parser, which needs them to see the end. A token's logprob comes
+    with the first of its text, and not at all if none of it is shown.
 
     Attributes:
         completion_tokens: tokens consumed, stop token included.
@@ -66,6 +67,8 @@ class ChoiceText:
         self._stops = StopStrings(stops) if stops else None
         self._silent_stop_ids = silent_stop_ids
         self._content_chars = start_chars
+        self._shown_chars = start_chars
+        self._held_logprobs: list[ContentLogprob] = []
         self.completion_tokens = 0
         self.reasoning_tokens = 0
         self.cached_tokens = 0
@@ -103,18 +106,27 @@ class ChoiceText:
             text.reasoning += piece.text
         elif piece.kind == "content":
             if logprob is not None:
-                text.logprobs.append(ContentLogprob(logprob, self._content_chars))
+                self._held_logprobs.append(ContentLogprob(logprob, self._content_chars))
             self._add_content(piece.text, text)
 
     def _add_content(self, content: str, text: TextDelta) -> None:
         self._content_chars += len(content)
         if self._stops is None:
-            text.content += content
+            self._show(content, text, whole=True)
             return
-        emit, stopped = self._stops.feed(content)
-        text.content += emit
+        shown, stopped = self._stops.feed(content)
+        self._show(shown, text)
         if stopped:
             self.finish = text.finish = "stop"
+
+    def _show(self, content: str, text: TextDelta, *, whole: bool = False) -> None:
+        """`whole` says that nothing is held back: tokens without text of their own (the first
+        bytes of a character) need not wait for it then."""
+        text.content += content
+        self._shown_chars += len(content)
+        held = self._held_logprobs
+        while held and (whole or held[0].offset_chars < self._shown_chars):
+            text.logprobs.append(held.pop(0))
 
     def _end(self, finish: str, text: TextDelta) -> None:
         if finish not in ("stop", "length"):
@@ -126,5 +138,5 @@ class ChoiceText:
                 self._add_content(piece.text, text)
         if self.finish is None:
             if self._stops is not None:
-                text.content += self._stops.flush()
+                self._show(self._stops.flush(), text, whole=True)
             self.finish = text.finish = "stop" if finish == "stop" else "length"

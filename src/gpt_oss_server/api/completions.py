@@ -6,7 +6,9 @@ any of the steps works inside.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 from msgspec import UNSET, UnsetType
 
@@ -16,79 +18,69 @@ from gpt_oss_server.api.exchange import DONE_EVENT, Exchange, event
 from gpt_oss_server.api.generation import (
     AnswerHead,
     check_choices,
-    choice_streams,
-    in_pool,
+    generate,
     text_batches,
     usage_of,
 )
-from gpt_oss_server.api.identity import call_of, session_of
+from gpt_oss_server.api.identity import named_session
+from gpt_oss_server.api.intake import in_pool, read_request
 from gpt_oss_server.api.logprobs import completion_logprobs
-from gpt_oss_server.api.parsing import parse_request
-from gpt_oss_server.api.sampling import JobPlan, OutputLimit, check_prompt_length
+from gpt_oss_server.api.sampling import (
+    JobPlan,
+    OutputLimit,
+    check_fewest_tokens,
+    check_prompt_length,
+)
 from gpt_oss_server.api.schema_completions import DEFAULT_MAX_TOKENS, CompletionRequest
-from gpt_oss_server.api.services import RouteLabel, Services
+from gpt_oss_server.api.services import Services
 from gpt_oss_server.api.streams import ChoiceStreams
 from gpt_oss_server.errors import BadRequest
 from gpt_oss_server.ports import ChatFormat
-from gpt_oss_server.types import EngineInfo, Job
+from gpt_oss_server.types import EngineInfo, GuidedSpec, Job
 
 
 async def completions(exchange: Exchange, services: Services) -> None:
     """Read and parse the request, then answer it for as long as the client is there."""
-    body = await exchange.read_json_body(services.limits.max_body_bytes)
-    request = await parse_request(
-        CompletionRequest,
-        body,
-        pool=services.text_pool,
-        inline_bytes=services.limits.parse_inline_bytes,
-    )
-    await exchange.while_connected(_answer(exchange, services, request))
+    request, pool = await read_request(exchange, services, CompletionRequest)
+    await exchange.while_connected(_answer(exchange, services, request, pool))
 
 
-async def _answer(exchange: Exchange, services: Services, request: CompletionRequest) -> None:
+async def _answer(
+    exchange: Exchange, services: Services, request: CompletionRequest, pool: Executor
+) -> None:
     model = services.model.resolve(request.model)
     check_choices(
         len(request.prompts) * request.choices_per_prompt,
         services,
         param="n" if request.choices_per_prompt > 1 else "prompt",
     )
+    session = named_session(exchange, request.user)
     head = AnswerHead.new("cmpl", model, services)
-    exchange.trail.named(head.id, model, stream=request.stream)
-    prepared = await _prepare(services, request)
-    jobs = _plan(services, request, head, prepared)
-    exchange.trail.planned(jobs)
-    session = session_of(exchange, request.user, None)
-    async with services.desk.admit(call_of(exchange, services, jobs, session)) as lease:
-        exchange.route = RouteLabel(lease.route, lease.reason)
-        answer = _Answer(services, request, head, lease.jobs, [p.echo for p in prepared])
-        async with choice_streams(exchange, services, lease) as streams:
-            if request.stream:
-                await answer.stream(exchange, streams)
-            else:
-                await answer.collect(exchange, streams)
+    exchange.trail.named(head.id, model, stream=bool(request.stream))
+    info = services.ready_engine_info()
+    prompts = await in_pool(pool, partial(_tokenise, services.chat_format, request, info))
+    jobs = _plan(services, request, head, prompts)
+    answer = partial(_Answer, services, request, head, [prompt.echo for prompt in prompts])
+    await generate(exchange, services, jobs, session, answer, stream=bool(request.stream))
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _Prompt:
     """One prompt as ids, and the text that its answers begin with (empty without `echo`)."""
 
     ids: list[int]
     echo: str
 
 
-async def _prepare(services: Services, request: CompletionRequest) -> list[_Prepared]:
-    info = services.ready_engine_info()
-    return await in_pool(
-        services.text_pool, lambda: _prepare_all(services.chat_format, request, info)
-    )
-
-
-def _prepare_all(
+def _tokenise(
     chat_format: ChatFormat, request: CompletionRequest, info: EngineInfo
-) -> list[_Prepared]:
-    prepared: list[_Prepared] = []
+) -> list[_Prompt]:
+    """All the work that grows with the prompts; runs in a pool."""
+    prompts: list[_Prompt] = []
     for index, prompt in enumerate(request.prompts):
         param = f"prompt[{index}]" if request.batched else "prompt"
+        if isinstance(prompt, str):
+            check_fewest_tokens(chat_format.fewest_tokens(prompt), info, param=param)
         ids = chat_format.encode(prompt) if isinstance(prompt, str) else prompt
         check_prompt_length(len(ids), info, param=param)
         if max(ids) >= info.vocab_size:
@@ -98,13 +90,14 @@ def _prepare_all(
         echo = ""
         if request.echo:
             echo = prompt if isinstance(prompt, str) else chat_format.decode(prompt)
-        prepared.append(_Prepared(ids, echo))
-    return prepared
+        prompts.append(_Prompt(ids, echo))
+    return prompts
 
 
 def _plan(
-    services: Services, request: CompletionRequest, head: AnswerHead, prepared: list[_Prepared]
+    services: Services, request: CompletionRequest, head: AnswerHead, prompts: list[_Prompt]
 ) -> list[Job]:
+    wanted = request.structured_outputs
     plan = JobPlan(
         request=request,
         limit=OutputLimit(request.max_tokens, default_tokens=DEFAULT_MAX_TOKENS),
@@ -112,8 +105,9 @@ def _plan(
         logprobs=request.logprobs,
         info=services.ready_engine_info(),
         draw_seed=services.draw_seed,
+        guided=None if wanted is None else GuidedSpec.whole(wanted.grammar),
     )
-    return plan.jobs([prompt.ids for prompt in prepared], head.id)
+    return plan.jobs([prompt.ids for prompt in prompts], head.id)
 
 
 @dataclass(frozen=True)
@@ -123,8 +117,8 @@ class _Answer:
     services: Services
     request: CompletionRequest
     head: AnswerHead
-    jobs: list[Job]
     echoes: list[str]
+    jobs: list[Job]
 
     def echo(self, index: int) -> str:
         return self.echoes[index // self.request.choices_per_prompt]

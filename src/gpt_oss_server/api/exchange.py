@@ -20,6 +20,7 @@ from gpt_oss_server.api.services import RouteLabel
 from gpt_oss_server.errors import (
     BadRequest,
     PayloadTooLarge,
+    RequestTimeout,
     ServerError,
     Unauthorized,
     envelope,
@@ -58,10 +59,10 @@ class Exchange:
         request_id: the client's own `X-Request-Id` if sane, else a generated one.
         route: what `X-Route` and `X-Route-Reason` will say; an endpoint may replace it before
             it starts its answer.
+        query: what follows the path's `?`, as it came.
         rest: the part of the path that an endpoint's trailing `{name}` matched.
         status: of the answer; None until it has begun.
         extra_headers: sent with whatever answer there is.
-        trail: where a generating endpoint notes what becomes of the request.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, route: RouteLabel) -> None:
@@ -72,6 +73,7 @@ class Exchange:
         self._streaming = False
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
         client = scope.get("client")
         self.client_host: str | None = client[0] if client else None
         self.request_id = _request_id(self._headers.get(b"x-request-id"))
@@ -79,20 +81,41 @@ class Exchange:
         self.rest = ""
         self.status: int | None = None
         self.extra_headers: tuple[Header, ...] = ()
-        self.trail = Trail()
+        self._trail: Trail | None = None
+
+    @property
+    def trail(self) -> Trail:
+        """Where a generating endpoint notes what becomes of the request."""
+        if self._trail is None:
+            self._trail = Trail()
+        return self._trail
+
+    @trail.setter
+    def trail(self, trail: Trail) -> None:
+        self._trail = trail
 
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name."""
         return self._headers.get(name)
 
-    async def read_json_body(self, limit_bytes: int) -> bytes:
+    async def read_json_body(self, limit_bytes: int, *, timeout_s: float) -> bytes:
         """The body of a JSON request.
 
         Raises BadRequest for another content type, PayloadTooLarge as soon as the announced or
-        the received size passes `limit_bytes` (nothing beyond it is kept), ClientGone.
+        the received size passes `limit_bytes` (nothing beyond it is kept), RequestTimeout if it is
+        not complete after `timeout_s`, ClientGone.
         """
         self._require_json()
         self._check_announced_size(limit_bytes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._receive_body(limit_bytes)
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The request body was not complete after {timeout_s:g} seconds."
+            ) from None
+
+    async def _receive_body(self, limit_bytes: int) -> bytes:
         chunks: list[bytes] = []
         size_bytes = 0
         while True:
@@ -165,6 +188,9 @@ class Exchange:
             extra = (*extra, (b"retry-after", b"%d" % max(1, math.ceil(wait_s))))
         if isinstance(error, Unauthorized):
             extra = (*extra, (b"www-authenticate", b"Bearer"))
+        if isinstance(error, RequestTimeout):
+            # RFC 9110, 15.5.9; without it the rest of the body could go on dripping in.
+            extra = (*extra, (b"connection", b"close"))
         await self.reply(envelope(error), status=status, extra=extra)
 
     async def _start(self, status: int, headers: tuple[Header, ...]) -> None:
@@ -177,9 +203,7 @@ class Exchange:
                 "headers": [
                     *headers,
                     *self.extra_headers,
-                    (b"x-request-id", self.request_id.encode()),
-                    (b"x-route", self.route.route.encode()),
-                    (b"x-route-reason", _header_text(self.route.reason)),
+                    *_own_headers(self.request_id, self.route),
                 ],
             }
         )
@@ -214,6 +238,25 @@ def event(content: object) -> bytes:
 
 
 DONE_EVENT = b"data: [DONE]\n\n"
+
+
+def refusal(
+    error: ServerError, offered_id: bytes | None, route: RouteLabel
+) -> tuple[tuple[Header, ...], bytes]:
+    """Headers and body of an error answer that is written without an exchange, because what came
+    was not HTTP enough to make one; `offered_id` is the `X-Request-Id` it came with, if any."""
+    body = msgspec.json.encode(envelope(error))
+    length: Header = (b"content-length", b"%d" % len(body))
+    return (_JSON, length, *_own_headers(_request_id(offered_id), route)), body
+
+
+def _own_headers(request_id: str, route: RouteLabel) -> tuple[Header, ...]:
+    """What every response carries."""
+    return (
+        (b"x-request-id", request_id.encode()),
+        (b"x-route", route.route.encode()),
+        (b"x-route-reason", _header_text(route.reason)),
+    )
 
 
 def _request_id(offered: bytes | None) -> str:

@@ -1,29 +1,25 @@
-"""What the two generating endpoints share: ids, counting, and one choice's text from its tokens.
+"""What the two generating endpoints share: the way from jobs to an answer, its ids and counts.
 
-Knows: how a request's answer is named and its tokens are counted. Does not know: chat or
-completion shapes.
+Knows: in what order jobs are admitted, run and answered, how an answer is named and its tokens
+are counted. Does not know: chat or completion shapes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol
 
 from gpt_oss_server.api import wire
 from gpt_oss_server.api.choice import ChoiceText, TextDelta
 from gpt_oss_server.api.exchange import Exchange
-from gpt_oss_server.api.services import Services
+from gpt_oss_server.api.identity import call_of
+from gpt_oss_server.api.services import RouteLabel, Services
 from gpt_oss_server.api.streams import ChoiceStreams
 from gpt_oss_server.dispatch.desk import Lease
 from gpt_oss_server.errors import BadRequest, EngineFailed
-from gpt_oss_server.types import Job
-
-T = TypeVar("T")
+from gpt_oss_server.types import Job, TokenDelta
 
 TextBatch = list[tuple[int, TextDelta]]
 
@@ -49,13 +45,44 @@ class AnswerHead:
 
 def choice_streams(exchange: Exchange, services: Services, lease: Lease) -> ChoiceStreams:
     """The streams of an admitted request, watched by those who count tokens."""
-    return ChoiceStreams(services.engine, lease.jobs, lease.count, exchange.trail.saw)
+
+    trail = exchange.trail
+
+    def saw(index: int, delta: TokenDelta) -> None:
+        trail.saw(index, delta)
+        lease.saw(index, delta)
+
+    return ChoiceStreams(services.engine, lease.jobs, saw, lease.parallel)
 
 
-async def in_pool(pool: Executor, work: Callable[[], T]) -> T:
-    """Run `work` in the text pool, so that the event loop never waits for it."""
-    context = contextvars.copy_context()  # for the ids that log lines carry
-    return await asyncio.get_running_loop().run_in_executor(pool, context.run, work)
+class Answer(Protocol):
+    """The two ways to write one answer: as it comes, or whole."""
+
+    async def stream(self, exchange: Exchange, streams: ChoiceStreams) -> None: ...
+
+    async def collect(self, exchange: Exchange, streams: ChoiceStreams) -> None: ...
+
+
+async def generate(
+    exchange: Exchange,
+    services: Services,
+    jobs: list[Job],
+    session: str | None,
+    answer_of: Callable[[list[Job]], Answer],
+    *,
+    stream: bool,
+) -> None:
+    """Have the jobs admitted, run them and write their answer. `answer_of` makes it of the jobs
+    as they were admitted. Raises what the desk and the engine raise."""
+    exchange.trail.planned(jobs)
+    async with services.desk.admit(call_of(exchange, services, jobs, session)) as lease:
+        exchange.route = RouteLabel(lease.route, lease.reason)
+        answer = answer_of(lease.jobs)
+        async with choice_streams(exchange, services, lease) as streams:
+            if stream:
+                await answer.stream(exchange, streams)
+            else:
+                await answer.collect(exchange, streams)
 
 
 def check_choices(choices: int, services: Services, *, param: str) -> None:

@@ -62,12 +62,9 @@ def priority_of(exchange: Exchange) -> int:
         raise BadRequest(f"{error}.", param="X-Priority") from None
 
 
-def session_of(
-    exchange: Exchange, user: str | None, messages: Sequence[Mapping[str, Any]] | None
-) -> str | None:
-    """The conversation this belongs to: `X-Session-Id`, else `user`, else the conversation's
-    beginning up to its first user message (which every later turn repeats). None for a prompt
-    without messages. Raises BadRequest for a header that is no id."""
+def named_session(exchange: Exchange, user: str | None) -> str | None:
+    """The conversation that the client says this belongs to: `X-Session-Id`, else `user`, else
+    None. Raises BadRequest for a header that is no id."""
     header = exchange.header(b"x-session-id")
     if header is not None:
         if not _SANE_SESSION.fullmatch(header):
@@ -76,10 +73,12 @@ def session_of(
                 param="X-Session-Id",
             )
         return f"id:{header.decode()}"
-    if user:
-        return f"user:{_digest(user.encode())}"
-    if messages is None:
-        return None
+    return f"user:{_digest(user.encode())}" if user else None
+
+
+def opening_session(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The conversation by its beginning, up to its first user message, which every later turn
+    repeats. May take long where that is long."""
     opening = []
     for message in messages:
         opening.append(message)

@@ -6,9 +6,7 @@ particular request. Messages never contain what the client sent, only where it w
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -23,15 +21,6 @@ UNION_TAG = "|"
 member into an error's location, where it names no parameter and is taken out again."""
 
 _MAX_PARAM_CHARS = 200
-
-
-async def parse_request(
-    model: type[RequestT], body: bytes, *, pool: Executor, inline_bytes: int
-) -> RequestT:
-    """`body` as a `model`; in `pool` if it is larger than `inline_bytes`. Raises BadRequest."""
-    if len(body) <= inline_bytes:
-        return parse(model, body)
-    return await asyncio.get_running_loop().run_in_executor(pool, parse, model, body)
 
 
 def parse(model: type[RequestT], body: bytes) -> RequestT:

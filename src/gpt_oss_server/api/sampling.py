@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from gpt_oss_server.api.schema_common import SamplingFields
 from gpt_oss_server.errors import BadRequest, ContextTooLong
-from gpt_oss_server.types import EngineInfo, Job, SamplingParams
+from gpt_oss_server.types import EngineInfo, GuidedSpec, Job, SamplingParams
 
 SEED_RANGE = 2**63
+_SEED_STEP = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, as in SplitMix64
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: dividing float32 logits by them would overflow."""
 
@@ -38,6 +39,17 @@ def check_prompt_length(prompt_tokens: int, info: EngineInfo, *, param: str) -> 
         raise ContextTooLong(
             f"This model's maximum context length is {info.max_model_len} tokens, and at least "
             f"one is needed for the answer; the prompt has {prompt_tokens} tokens.",
+            param=param,
+        )
+
+
+def check_fewest_tokens(fewest: int, info: EngineInfo, *, param: str) -> None:
+    """Raises ContextTooLong if a prompt of at least this many tokens leaves no room for a single
+    new one; to be asked before the tokens are counted, which takes long where they are many."""
+    if fewest >= info.max_model_len:
+        raise ContextTooLong(
+            f"This model's maximum context length is {info.max_model_len} tokens, and at least "
+            f"one is needed for the answer; the prompt has at least {fewest} tokens.",
             param=param,
         )
 
@@ -83,6 +95,7 @@ def sampling_params(
     seed: int,
     turn_end_ids: Sequence[int],
     logprobs: int | None,
+    guided: GuidedSpec | None = None,
 ) -> SamplingParams:
     """The engine's parameters for one choice.
 
@@ -97,11 +110,14 @@ def sampling_params(
         )
     ends = () if request.ignore_eos else tuple(turn_end_ids)
     temperature = 1.0 if request.temperature is None else request.temperature
+    top_p = 1.0 if request.top_p is None else float(request.top_p)
+    if top_p == 0:  # the smallest nucleus is the most likely token alone
+        temperature, top_p = 0.0, 1.0
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         temperature=0.0 if temperature < GREEDY_BELOW else float(temperature),
-        top_p=1.0 if request.top_p is None else float(request.top_p),
+        top_p=top_p,
         top_k=max(0, request.top_k or 0),
         min_p=float(request.min_p or 0.0),
         seed=seed % SEED_RANGE,
@@ -112,7 +128,14 @@ def sampling_params(
         stop_token_ids=tuple(dict.fromkeys((*ends, *(request.stop_token_ids or ())))),
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
+        guided=guided,
     )
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of a request's choice, from 0. Far from its neighbours: with `seed + choice` the
+    second choice of one request would be the first of the next seed's."""
+    return (seed + choice * _SEED_STEP) % SEED_RANGE
 
 
 @dataclass(frozen=True)
@@ -125,12 +148,13 @@ class JobPlan:
     logprobs: int | None
     info: EngineInfo
     draw_seed: Callable[[], int]
+    guided: GuidedSpec | None = None
 
     def jobs(self, prompts: Sequence[list[int]], id_prefix: str) -> list[Job]:
         """`n` jobs per prompt, prompt by prompt, named `<id_prefix>-<index>`.
 
-        Choice i of a prompt has the request's seed plus i, so that choices differ and each can
-        be repeated. Raises ContextTooLong or BadRequest.
+        The first choice of a prompt has the request's seed and the others seeds of their own, so
+        that choices differ and each can be repeated. Raises ContextTooLong or BadRequest.
         """
         check_token_fields(self.request, self.info)
         base_seed = self.request.seed if self.request.seed is not None else self.draw_seed()
@@ -141,9 +165,10 @@ class JobPlan:
                 params = sampling_params(
                     self.request,
                     max_tokens=max_tokens,
-                    seed=base_seed + choice,
+                    seed=choice_seed(base_seed, choice),
                     turn_end_ids=self.turn_end_ids,
                     logprobs=self.logprobs,
+                    guided=self.guided,
                 )
                 jobs.append(
                     Job(

@@ -20,6 +20,7 @@ from pydantic import (
 
 from gpt_oss_server.api.schema_common import (
     MAX_INT32,
+    Name,
     ReasoningEffort,
     SamplingFields,
     StrictModel,
@@ -27,6 +28,8 @@ from gpt_oss_server.api.schema_common import (
     only,
     wrong,
 )
+from gpt_oss_server.api.schema_guided import ResponseFormat, StructuredOutputs
+from gpt_oss_server.types import Grammar
 
 MAX_MESSAGES = 16_384
 MAX_PARTS = 4_096
@@ -66,7 +69,7 @@ def flatten(content: str | list[TextPart]) -> str:
 
 
 class FunctionCall(StrictModel):
-    name: str = Field(min_length=1)
+    name: Name
     arguments: str
 
 
@@ -79,13 +82,13 @@ class ToolCall(StrictModel):
 class InstructionMessage(StrictModel):
     role: Literal["system", "developer"]
     content: Content
-    name: str | None = None
+    name: Name | None = None
 
 
 class UserMessage(StrictModel):
     role: Literal["user"]
     content: Content
-    name: str | None = None
+    name: Name | None = None
 
 
 class AssistantMessage(StrictModel):
@@ -94,7 +97,7 @@ class AssistantMessage(StrictModel):
 
     role: Literal["assistant"]
     content: Content | None = None
-    name: str | None = None
+    name: Name | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
     refusal: Unsupported = None
@@ -113,7 +116,7 @@ class ToolMessage(StrictModel):
     role: Literal["tool"]
     content: Content
     tool_call_id: str = Field(min_length=1)
-    name: str | None = None
+    name: Name | None = None
 
 
 _ROLE_TAGS = {
@@ -180,10 +183,6 @@ def _mapping(message: ChatMessage) -> dict[str, Any]:
     return fields
 
 
-class ResponseFormat(StrictModel):
-    type: Annotated[Any, only("text")]
-
-
 class ChatRequest(SamplingFields):
     """A chat completion request; everything else that OpenAI's API knows is refused by name."""
 
@@ -193,6 +192,7 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     metadata: dict[str, str] | None = Field(None, max_length=16)
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
@@ -216,7 +216,33 @@ class ChatRequest(SamplingFields):
             raise wrong("give either this or 'max_completion_tokens'", field="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise wrong("only allowed when 'logprobs' is true", field="top_logprobs")
+        if self.structured_outputs is not None and self.response_grammar is not None:
+            raise wrong("give either this or 'response_format'", field="structured_outputs")
         return self
+
+    @property
+    def named_format(self) -> dict[str, Any] | None:
+        """The JSON answer asked for, as `ChatFormat.render_chat` takes it."""
+        wanted = self.response_format.json_schema if self.response_format else None
+        if wanted is None or wanted.schema_ is None:
+            return None
+        return {
+            "name": wanted.name,
+            "description": wanted.description,
+            "schema": wanted.schema_,
+        }
+
+    @property
+    def response_grammar(self) -> Grammar | None:
+        """What `response_format` asks of the answer."""
+        return None if self.response_format is None else self.response_format.grammar
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must be, however it was asked for."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.grammar
+        return self.response_grammar
 
     @property
     def output_limit(self) -> int | None:

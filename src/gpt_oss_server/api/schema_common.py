@@ -76,6 +76,10 @@ StopStringsField = Annotated[
 ]
 
 
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+"""What OpenAI allows as the name of an author or a function."""
+
+
 class StreamOptions(StrictModel):
     """`include_obfuscation` pads chunks against traffic analysis; only "off" is supported."""
 
@@ -90,7 +94,7 @@ class SamplingFields(StrictModel):
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
     min_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)

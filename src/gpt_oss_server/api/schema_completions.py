@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from gpt_oss_server.api.schema_common import SamplingFields, Unsupported, wrong
+from gpt_oss_server.api.schema_guided import StructuredOutputs
 
 DEFAULT_MAX_TOKENS = 16
 """What OpenAI's API uses when a completion request leaves `max_tokens` open."""
@@ -62,6 +63,7 @@ class CompletionRequest(SamplingFields):
     logprobs: int | None = Field(None, ge=0, le=5)
     best_of: int | None = Field(None, ge=1)
     suffix: Unsupported = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _check_combinations(self) -> CompletionRequest:

@@ -54,13 +54,17 @@ class Limits:
     """Bounds that protect the front process.
 
     `max_choices` counts the sequences of one request: `n`, times the prompts of a completion.
-    A body larger than `parse_inline_bytes` is parsed in the text pool, off the event loop.
+    A body larger than `parse_inline_bytes` is parsed in a pool, off the event loop, and all work
+    on one larger than `bulk_bytes` is done in the pool for bulk. A body must be complete
+    `body_timeout_s` after its headers.
     `default_max_tokens` bounds a chat answer that the client left open (None: the context does).
     """
 
     max_body_bytes: int = 8 * 2**20
+    body_timeout_s: float = 60.0
     max_choices: int = 128
     parse_inline_bytes: int = 64 * 2**10
+    bulk_bytes: int = 256 * 2**10
     default_max_tokens: int | None = None
 
 
@@ -132,6 +136,8 @@ class Services:
         chat_format: the model's text side; thread-safe.
         model: the names it is served under.
         text_pool: bounded pool in which rendering and tokenising run.
+        bulk_pool: another one, for large bodies, so that nobody else waits for theirs; without
+            one they share the text pool.
         draining: True once shutdown has begun; new work is then refused with 503.
         clock: Unix time in seconds, for `created`.
         draw_seed: a seed in [0, 2^63) for a request that brings none.
@@ -143,6 +149,7 @@ class Services:
     chat_format: ChatFormat
     model: ServedModel
     text_pool: Executor
+    bulk_pool: Executor | None = None
     version: str = "0"
     system_fingerprint: str = "fp_gpt_oss_server"
     limits: Limits = field(default_factory=Limits)
@@ -154,6 +161,12 @@ class Services:
     draw_seed: Callable[[], int] = _draw_seed
     journal: Journal = field(default_factory=Journal)
     extra_endpoints: tuple[Endpoint, ...] = ()
+
+    def pool_for(self, body_bytes: int) -> Executor:
+        """Where a request whose body has this size is parsed and rendered."""
+        if self.bulk_pool is not None and body_bytes > self.limits.bulk_bytes:
+            return self.bulk_pool
+        return self.text_pool
 
     def ready_engine_info(self) -> EngineInfo:
         """What the engine is. Raises NotReady, with the engine's own reason, if it is not up."""

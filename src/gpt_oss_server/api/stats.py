@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from gpt_oss_server.admission.core import AdmissionSnapshot
 from gpt_oss_server.api.exchange import Exchange
 from gpt_oss_server.api.services import Access, Endpoint, Services
 from gpt_oss_server.dispatch.desk import Desk
@@ -65,11 +64,11 @@ class Statistics:
             "ready": state.ready,
             "reason": state.reason,
             "restarts": state.restarts,
-            **msgspec.to_builtins(self._engine.stats()),
+            **_plain(self._engine.stats()),
         }
         admission = desk.admission_snapshot()
         if admission is not None:
-            document["admission"] = _admission(admission, self._engine.stats())
+            document["admission"] = msgspec.to_builtins(admission)
         if self._nccl is not None:
             document["nccl"] = {
                 "applied": dict(self._nccl.applied),
@@ -111,7 +110,7 @@ class Statistics:
                     for group in info.kv_groups
                 ],
             },
-            "admission": None if admission is None else _admission(admission, stats),
+            "admission": None if admission is None else msgspec.to_builtins(admission),
             "sessions": msgspec.to_builtins(desk.sessions.totals()),
         }
 
@@ -142,8 +141,8 @@ class Statistics:
         }
 
 
-def _admission(snapshot: AdmissionSnapshot, stats: EngineStats) -> dict[str, Any]:
-    document: dict[str, Any] = msgspec.to_builtins(snapshot)
-    # Only the engine knows whom it had to put back.
-    document["counts"]["preemptions"] = stats.preemptions
+def _plain(stats: EngineStats) -> dict[str, Any]:
+    """The engine's counts; its histograms are for `/metrics`."""
+    document: dict[str, Any] = msgspec.to_builtins(stats)
+    del document["step_seconds"], document["step_tokens"]
     return document

@@ -28,14 +28,14 @@ class ChoiceStreams:
         self,
         engine: Engine,
         jobs: Sequence[Job],
-        count: Callable[[int], None] = lambda _: None,
         saw: Callable[[int, TokenDelta], None] = lambda _, __: None,
+        parallel: int | None = None,
     ) -> None:
-        """`count` is told of the tokens of everything that is handed out; `saw` of every delta as
-        it comes from the engine, with its choice's index."""
+        """`saw` is told of every delta as it comes from the engine, with its choice's index. At
+        most `parallel` jobs run at once (None: all); the others follow as these end."""
         self._engine = engine
-        self._count = count
         self._saw = saw
+        self._places = asyncio.Semaphore(parallel or len(jobs))
         self._jobs = jobs
         self._single: AsyncGenerator[TokenDelta, None] | None = None
         self._pumps: list[asyncio.Task[None]] = []
@@ -76,7 +76,6 @@ class ChoiceStreams:
             if delta is None:
                 return []
             self._saw(0, delta)
-            self._count(len(delta.token_ids))
             return [(0, delta)]
         while self._failure is None and not self._waiting and self._open:
             self._wake.clear()
@@ -84,7 +83,6 @@ class ChoiceStreams:
         if self._failure is not None:
             raise self._failure
         batch, self._waiting = self._waiting, []
-        self._count(sum(len(delta.token_ids) for _, delta in batch))
         return batch
 
     async def stop(self, index: int) -> None:
@@ -102,7 +100,7 @@ class ChoiceStreams:
         self._wake.set()
 
     async def _pump(self, index: int, job: Job) -> None:
-        async with aclosing(_generate(self._engine, job)) as deltas:
+        async with self._places, aclosing(_generate(self._engine, job)) as deltas:
             async for delta in deltas:
                 self._saw(index, delta)
                 self._waiting.append((index, delta))

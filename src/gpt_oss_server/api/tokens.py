@@ -9,8 +9,7 @@ from functools import partial
 
 from gpt_oss_server.api import wire
 from gpt_oss_server.api.exchange import Exchange
-from gpt_oss_server.api.generation import in_pool
-from gpt_oss_server.api.parsing import parse_request
+from gpt_oss_server.api.intake import in_pool, read_request
 from gpt_oss_server.api.schema_chat import message_mappings
 from gpt_oss_server.api.schema_tokenize import DetokenizeRequest, TokenizeRequest
 from gpt_oss_server.api.services import Services
@@ -19,17 +18,12 @@ from gpt_oss_server.errors import BadRequest
 
 async def tokenize(exchange: Exchange, services: Services) -> None:
     """Ids and their count for a text or, as the chat endpoint would render it, a conversation."""
-    body = await exchange.read_json_body(services.limits.max_body_bytes)
-    request = await parse_request(
-        TokenizeRequest,
-        body,
-        pool=services.text_pool,
-        inline_bytes=services.limits.parse_inline_bytes,
-    )
+    request, pool = await read_request(exchange, services, TokenizeRequest)
     if request.model is not None:
         services.model.resolve(request.model)
     info = services.ready_engine_info()
-    tokens = await in_pool(services.text_pool, partial(_tokens_of, services, request))
+    work = in_pool(pool, partial(_tokens_of, services, request))
+    tokens = await exchange.while_connected(work)
     await exchange.reply(
         wire.Tokenized(count=len(tokens), max_model_len=info.max_model_len, tokens=tokens)
     )
@@ -45,13 +39,7 @@ def _tokens_of(services: Services, request: TokenizeRequest) -> list[int]:
 
 async def detokenize(exchange: Exchange, services: Services) -> None:
     """The text of token ids, special tokens as their names."""
-    body = await exchange.read_json_body(services.limits.max_body_bytes)
-    request = await parse_request(
-        DetokenizeRequest,
-        body,
-        pool=services.text_pool,
-        inline_bytes=services.limits.parse_inline_bytes,
-    )
+    request, pool = await read_request(exchange, services, DetokenizeRequest)
     if request.model is not None:
         services.model.resolve(request.model)
     vocab_size = services.chat_format.vocab_size
@@ -61,5 +49,6 @@ async def detokenize(exchange: Exchange, services: Services) -> None:
                 f"The token id is outside the vocabulary (0 to {vocab_size - 1}).",
                 param=f"tokens[{index}]",
             )
-    text = await in_pool(services.text_pool, partial(services.chat_format.decode, request.tokens))
+    work = in_pool(pool, partial(services.chat_format.decode, request.tokens))
+    text = await exchange.while_connected(work)
     await exchange.reply(wire.Detokenized(prompt=text))

@@ -10,7 +10,7 @@ from gpt_oss_server.api.exchange import Exchange
 from gpt_oss_server.api.services import Endpoint
 from gpt_oss_server.errors import ServerError, spec_of
 from gpt_oss_server.events import CANCELLED, HttpAnswered
-from gpt_oss_server.trace_context import trace_context
+from gpt_oss_server.trace_context import trace_context, traceparent_of
 from gpt_oss_server.trail import CURRENT_IDS, Ids, Journal
 
 UNKNOWN_ENDPOINT = "unknown"
@@ -41,6 +41,8 @@ class Visit:
             exchange.request_id, trace, endpoint.path, endpoint.operation
         )
         CURRENT_IDS.set(Ids(exchange.request_id, trace.trace_id))
+        parent = traceparent_of(trace, sampled=self._journal.sampled(trace))
+        exchange.extra_headers = (*exchange.extra_headers, (b"traceparent", parent))
 
     def failed(self, error: ServerError) -> None:
         self.outcome = spec_of(error).label

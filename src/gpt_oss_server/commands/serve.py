@@ -6,14 +6,14 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from gpt_oss_server import config
+from gpt_oss_server import config, config_flags
 
 SUMMARY = "Serve one model over OpenAI's HTTP API."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag per setting."""
-    config.add_arguments(parser)
+    config_flags.add_arguments(parser)
 
 
 def run(flags: Mapping[str, object]) -> int:

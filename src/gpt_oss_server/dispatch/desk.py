@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from gpt_oss_server.admission.capacity import Capacity
 from gpt_oss_server.admission.config import DEFAULT_PRIORITY, AdmissionConfig
 from gpt_oss_server.admission.core import AdmissionCore, AdmissionSnapshot
 from gpt_oss_server.admission.offers import AdmissionRequest
 from gpt_oss_server.admission.outputs import OutputLengths
 from gpt_oss_server.admission.sessions import SessionTable
 from gpt_oss_server.dispatch.estimate import (
+    at_once,
     capacity_of,
     estimator_for,
     kv_bytes,
@@ -27,10 +29,10 @@ from gpt_oss_server.dispatch.estimate import (
     predicted_kv_bytes,
 )
 from gpt_oss_server.dispatch.fleet import LocalFleet
-from gpt_oss_server.dispatch.gate import AdmissionGate, Held, NoPlace
+from gpt_oss_server.dispatch.gate import AdmissionGate, Held
 from gpt_oss_server.dispatch.latency import LatencyWindow
 from gpt_oss_server.dispatch.past import PastCounts
-from gpt_oss_server.errors import ContextTooLong
+from gpt_oss_server.errors import ContextTooLong, NotReady, Overloaded
 from gpt_oss_server.events import Admitted, DecisionTaken, TurnedAway, TurnedAwayReason
 from gpt_oss_server.facts import NO_TRIGGER_REASON, Decision, RequestFacts, Route
 from gpt_oss_server.memory.kv import KvEstimator
@@ -41,7 +43,7 @@ from gpt_oss_server.routing.ledger import RoutingLedger
 from gpt_oss_server.routing.notices import NoticeLimit
 from gpt_oss_server.routing.replay import DecisionRecord
 from gpt_oss_server.trail import Journal, Trail
-from gpt_oss_server.types import EngineInfo, Job
+from gpt_oss_server.types import EngineInfo, Job, TokenDelta
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +66,9 @@ class Call:
 
 
 class Lease:
-    """A request that may run now: `jobs` with the bounds it was granted, `route` where it runs
-    and `reason` why. `count` is to be told of the tokens of every delta: admission learns output
-    lengths from it.
+    """A request that may run now: `jobs` with the bounds it was granted, at most `parallel` of
+    them at once; `route` where it runs and `reason` why. `saw` is to be told of every delta, with
+    its job's index: admission learns output lengths from it.
     """
 
     def __init__(
@@ -74,34 +76,43 @@ class Lease:
         jobs: list[Job],
         route: Route,
         reason: str,
-        count: Callable[[int], None],
+        saw: Callable[[int, TokenDelta], None] = lambda _, __: None,
+        parallel: int | None = None,
     ) -> None:
         self.jobs = jobs
         self.route = route
         self.reason = reason
-        self.count = count
+        self.saw = saw
+        self.parallel = parallel
 
 
-class _Count:
-    """Counts one request's output, and tells admission now and then how far it has come."""
+class _Watch:
+    """Counts one request's output, and tells admission how far its longest job has come and
+    when the engine had to put one back."""
 
-    def __init__(self, held: Held, gate: AdmissionGate) -> None:
+    def __init__(self, held: Held, gate: AdmissionGate, jobs: int) -> None:
+        held.jobs = jobs
         self._held = held
         self._gate = gate
+        self._lengths = [0] * jobs
         self._told = 0
 
-    def __call__(self, tokens: int) -> None:
-        held = self._held
-        held.output_tokens += tokens
-        if held.output_tokens - self._told >= PROGRESS_TOKENS:
-            self._told = held.output_tokens
-            self._gate.progress(held)
+    def __call__(self, index: int, delta: TokenDelta) -> None:
+        tokens = len(delta.token_ids)
+        self._held.output_tokens += tokens
+        length = self._lengths[index] = self._lengths[index] + tokens
+        if delta.preemptions:
+            self._gate.preempted(self._held)
+        if length - self._told >= PROGRESS_TOKENS:
+            self._told = length
+            self._gate.progress(self._held, length)
 
 
 class _Serving(msgspec.Struct, frozen=True):
     """What follows from one started engine: replaced when a restart changes its pools."""
 
     info: EngineInfo
+    capacity: Capacity
     estimator: KvEstimator
     gate: AdmissionGate
 
@@ -112,7 +123,7 @@ class OpenDesk:
     @asynccontextmanager
     async def admit(self, call: Call) -> AsyncIterator[Lease]:
         call.trail.admitted("single_gpu", shrunk=False)
-        yield Lease(call.jobs, "single_gpu", NO_TRIGGER_REASON, lambda _: None)
+        yield Lease(call.jobs, "single_gpu", NO_TRIGGER_REASON)
 
 
 class Desk:
@@ -163,14 +174,15 @@ class Desk:
         serving = self._current()
         decision = self._decide(call, serving)
         route: Route = decision.executed or "single_gpu"
-        request = self._request(call, decision, serving.info)
+        request = self._request(call, decision, serving)
         with self._loaded(decision.input_tokens):
             async with self._place(call, decision, request, serving.gate) as held:
                 self.ledger.record_executed(route)
                 plan = held.admission.plan
                 tracked = self._begin_session(call)
                 jobs = _granted(call.jobs, plan.max_tokens, tracked)
-                lease = Lease(jobs, route, _reason(decision), _Count(held, serving.gate))
+                watch = _Watch(held, serving.gate, len(jobs))
+                lease = Lease(jobs, route, _reason(decision), watch, request.sequences)
                 try:
                     with self._loaded(plan.expected_tokens * request.sequences):
                         yield lease
@@ -221,7 +233,7 @@ class Desk:
     ) -> None:
         reason: TurnedAwayReason
         retry_after_s = None
-        if isinstance(error, NoPlace):
+        if isinstance(error, Overloaded):
             reason, retry_after_s = error.reason, error.retry_after_s
         elif isinstance(error, ContextTooLong):
             reason = "never_fits"
@@ -243,18 +255,22 @@ class Desk:
     def admission_snapshot(self) -> AdmissionSnapshot | None:
         """Admission's counts since this desk began, and the blocks of the pools that there are
         now; None before the first engine was up."""
-        if self._serving is None:
+        try:
+            serving = self._serving or self._current()
+        except NotReady:
             return None
-        return self._past.added_to(self._serving.gate.snapshot())
+        return self._past.added_to(serving.gate.snapshot())
 
     def _current(self) -> _Serving:
         info = self._engine.info()
         if self._serving is None or self._serving.info != info:
             if self._serving is not None:
                 self._past.retire(self._serving.gate)
-            core = AdmissionCore(capacity_of(info), self._admission, self._outputs)
-            gate = AdmissionGate(core, self._clock)
-            self._serving = _Serving(info, estimator_for(info), gate)
+            capacity = capacity_of(info)
+            gate = AdmissionGate(
+                AdmissionCore(capacity, self._admission, self._outputs), self._clock
+            )
+            self._serving = _Serving(info, capacity, estimator_for(info), gate)
         return self._serving
 
     def _decide(self, call: Call, serving: _Serving) -> Decision:
@@ -293,16 +309,17 @@ class Desk:
             priority=call.priority,
         )
 
-    def _request(self, call: Call, decision: Decision, info: EngineInfo) -> AdmissionRequest:
+    def _request(self, call: Call, decision: Decision, serving: _Serving) -> AdmissionRequest:
         jobs = call.jobs
+        prompt_tokens = max(len(job.prompt) for job in jobs)
+        max_tokens = max(job.sampling.max_tokens for job in jobs)
         return AdmissionRequest(
             id=call.request_id,
-            prompt_tokens=max(len(job.prompt) for job in jobs),
+            prompt_tokens=prompt_tokens,
             # Counted whole, though the last token is never fed: at most a block too much.
-            max_tokens=max(job.sampling.max_tokens for job in jobs),
+            max_tokens=max_tokens,
             explicit=jobs[0].max_tokens_explicit,
-            # More sequences than slots run one after another inside the engine.
-            sequences=min(len(jobs), info.max_num_seqs),
+            sequences=at_once(serving.capacity, len(jobs), prompt_tokens + max_tokens),
             client_id=call.client_id,
             priority=call.priority,
             route=decision.route,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gpt_oss_server.admission.capacity import BlockGroup, Capacity, slots
+from gpt_oss_server.admission.capacity import BlockGroup, Capacity, fits, slots
 from gpt_oss_server.memory.blocks import ceil_div, max_blocks_in_step
 from gpt_oss_server.memory.kv import KvEstimator, estimator_of_pools
 from gpt_oss_server.types import EngineInfo, Job
+
+SLOT_SHARE = 4
 
 
 def estimator_for(info: EngineInfo) -> KvEstimator:
@@ -46,6 +48,17 @@ def capacity_of(info: EngineInfo) -> Capacity:
             )
         )
     return Capacity((*groups, slots(info.max_num_seqs)))
+
+
+def at_once(capacity: Capacity, jobs: int, tokens: int) -> int:
+    """How many of a request's jobs may run at once, at least one: no more than fit the empty
+    pool with `tokens` tokens each, and no more than a quarter of the slots, so that one request
+    never has to wait until everybody else is gone."""
+    places = capacity.groups[-1].blocks
+    most = min(jobs, max(1, places // SLOT_SHARE))
+    while most > 1 and not fits(capacity.need(tokens, most), capacity.total):
+        most -= 1
+    return most
 
 
 def kv_capacity_bytes(info: EngineInfo) -> int:

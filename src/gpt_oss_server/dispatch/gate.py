@@ -9,35 +9,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Literal
 
 from gpt_oss_server.admission.core import AdmissionCore, AdmissionSnapshot
 from gpt_oss_server.admission.offers import Admission, AdmissionRequest, Changes, Verdict
 from gpt_oss_server.errors import ContextTooLong, Overloaded
 
 
-class NoPlace(Overloaded):
-    """A request that cannot wait, or has waited in vain; `reason` says which."""
-
-    def __init__(
-        self,
-        message: str,
-        reason: Literal["full", "shed", "deadline"],
-        retry_after_s: float | None,
-    ) -> None:
-        super().__init__(message, retry_after_s=retry_after_s)
-        self.reason: Literal["full", "shed", "deadline"] = reason
-
-
 class Held:
     """An admitted request's hold on KV. `output_tokens` is what it has produced so far, kept by
     the stream's reader; it is what the guard learns from when the lease ends."""
 
-    __slots__ = ("admission", "output_tokens")
+    __slots__ = ("admission", "jobs", "output_tokens")
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
         self.output_tokens = 0
+        self.jobs = 1
+
+    @property
+    def taught_tokens(self) -> int:
+        """The mean answer of all its jobs, for as many as ran at once: what `release` wants."""
+        return -(-self.output_tokens // self.jobs) * self.admission.request.sequences
 
 
 class AdmissionGate:
@@ -59,7 +51,7 @@ class AdmissionGate:
         """Hold KV for `request` while the block runs, after waiting for it where need be.
 
         Raises:
-            NoPlace: no place in the queue, or not in time; with `retry_after_s`.
+            Overloaded: no place in the queue, or not in time; with `retry_after_s`.
             ContextTooLong: it can never fit this pool.
         """
         verdict = self._core.offer(request, self._clock())
@@ -74,13 +66,17 @@ class AdmissionGate:
             finished = True
         finally:
             # A cut answer says nothing about how long answers are.
-            taught = held.output_tokens if finished else None
+            taught = held.taught_tokens if finished else None
             self._carry_out(self._core.release(admission.ticket, taught, self._clock()))
 
-    def progress(self, held: Held) -> None:
-        """A running request has produced more: what it outgrew its reservation by counts."""
-        sequences = held.admission.request.sequences
-        self._core.progress(held.admission.ticket, -(-held.output_tokens // sequences))
+    def progress(self, held: Held, longest_tokens: int) -> None:
+        """A running request's longest job has come this far: what it outgrew its reservation by
+        counts."""
+        self._core.progress(held.admission.ticket, longest_tokens)
+
+    def preempted(self, held: Held) -> None:
+        """The engine had to put one of the request's jobs back."""
+        self._carry_out(self._core.preempted(held.admission.ticket, self._clock()))
 
     async def _wait(self, verdict: Verdict) -> Admission:
         if verdict.action == "never_fits":
@@ -88,7 +84,9 @@ class AdmissionGate:
                 f"The request can never run here: {verdict.message}.", param="max_tokens"
             )
         if verdict.action != "queue":
-            raise NoPlace(f"Too many requests: {verdict.message}.", "full", verdict.retry_after_s)
+            raise Overloaded(
+                f"Too many requests: {verdict.message}.", retry_after_s=verdict.retry_after_s
+            )
         ticket = verdict.ticket
         future: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
@@ -110,14 +108,13 @@ class AdmissionGate:
         for departure in changes.departed:
             future = self._waiting.pop(departure.ticket)
             if not future.done():
-                future.set_exception(
-                    NoPlace(
-                        f"Too many requests: waited {departure.waited_s:.1f} s without a place "
-                        f"({departure.reason}).",
-                        departure.reason,
-                        departure.retry_after_s,
-                    )
+                error = Overloaded(
+                    f"Too many requests: waited {departure.waited_s:.1f} s without a place "
+                    f"({departure.reason}).",
+                    retry_after_s=departure.retry_after_s,
                 )
+                error.reason = departure.reason
+                future.set_exception(error)
         self._set_timer()
 
     def _set_timer(self) -> None:

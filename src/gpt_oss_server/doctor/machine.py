@@ -105,8 +105,14 @@ _READ_ENVIRON = re.compile(
 )
 
 
-def examine(environ: Mapping[str, str], host: str, port: int) -> Machine:
-    """Look at everything; takes as long as importing torch takes."""
+def examine(
+    environ: Mapping[str, str],
+    host: str,
+    port: int,
+    ask: Callable[[Mapping[str, str]], TorchFacts] | None = None,
+) -> Machine:
+    """Look at everything; takes as long as importing torch takes, unless something else is to be
+    asked about torch."""
     probe = NvmlProbe(environ.get("CUDA_VISIBLE_DEVICES"))
     gpus, nvml_error = within(NVML_LIMIT_S, lambda: tuple(probe.read()))
     driver, _ = within(NVML_LIMIT_S, probe.driver) if nvml_error is None else (None, None)
@@ -118,7 +124,7 @@ def examine(environ: Mapping[str, str], host: str, port: int) -> Machine:
         platform=platform.platform(),
         packages={name: _version(name) for name in PACKAGES},
         minimums=_minimums(),
-        torch=ask_torch(environ),
+        torch=(ask or ask_torch)(environ),
         gpus_present=_count(everything),
         gpus_visible=_count(environ),
         gpus=gpus or (),

@@ -95,7 +95,7 @@ class Batcher:
     def _preempt(self, seq: Sequence) -> None:
         del self.running[seq.arrival]
         self.kv.free(seq)
-        seq.preemptions += 1
+        seq.untold_preemptions += 1
         self.preemptions += 1
         self.add(seq)
 

@@ -65,9 +65,10 @@ class BlockPool:
             self._refs[block] = 1
         return blocks
 
-    def release(self, blocks: Iterable[int]) -> None:
+    def release(self, blocks: Iterable[int], *, cold: bool = False) -> None:
         """Drop one reference from each. Pass a sequence's blocks last-first, so that the tail
-        of a prefix is evicted before its head (a head without its tail is still useful)."""
+        of a prefix is evicted before its head (a head without its tail is still useful). With
+        `cold`, what becomes cached is the first to be evicted instead of the last."""
         for block in blocks:
             refs = self._refs[block] - 1
             if refs < 0:
@@ -78,6 +79,8 @@ class BlockPool:
                     self._free.append(block)
                 else:
                     self._cached[block] = None
+                    if cold:
+                        self._cached.move_to_end(block, last=False)
 
     def register(self, block: int, content: bytes, owner: str | None = None) -> None:
         """Make a held, completely written block addressable by its content hash. The first

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import cast
@@ -21,10 +22,14 @@ import msgspec
 from gpt_oss_server.engine import wire
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import EngineFailed, NotReady, ServerError, StartupError
+from gpt_oss_server.events import Event, WorkerRestarted
 from gpt_oss_server.types import EngineInfo, EngineState, EngineStats, Job, TokenDelta
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
+# A worker that lived this long did not die of what killed the one before.
+STABLE_AFTER_S = 60.0
+HANG_CHECK_S = 1.0
 STOP_GRACE_S = 5.0
 
 
@@ -72,6 +77,7 @@ class _Stream:
             logprobs=logprobs,
             finish=deltas[-1].finish,
             cached_tokens=first.cached_tokens,
+            preemptions=sum(delta.preemptions for delta in deltas),
         )
 
 
@@ -96,13 +102,19 @@ class _WorkerProtocol(asyncio.Protocol):
 
 class EngineClient:
     """A supervised worker. `start` waits for the first one and raises what keeps it from
-    starting; later deaths are healed by restarting with exponential backoff."""
+    starting; later deaths are healed by restarting with exponential backoff. One that has work
+    and says nothing for `spec.hang_after_s` is taken for dead and killed."""
 
     def __init__(
-        self, spec: EngineSpec, *, on_progress: Callable[[str], None] = lambda _: None
+        self,
+        spec: EngineSpec,
+        *,
+        on_progress: Callable[[str], None] = lambda _: None,
+        emit: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self._spec = spec
         self._on_progress = on_progress
+        self._emit = emit
         self._state = EngineState(ready=False, reason="not started")
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
@@ -115,6 +127,7 @@ class EngineClient:
         self._last_words = ""
         self._supervisor: asyncio.Task[None] | None = None
         self._was_ready = False
+        self._heard_s = 0.0
 
     async def start(self) -> None:
         """Start the worker and wait until it is ready. Raises StartupError."""
@@ -143,6 +156,8 @@ class EngineClient:
         if not self._state.ready or transport is None:
             raise NotReady(f"the engine is not ready: {self._state.reason}", retry_after_s=1.0)
         key, self._next_key = self._next_key, self._next_key + 1
+        if not self._streams:
+            self._heard_s = time.monotonic()
         stream = self._streams[key] = _Stream()
         try:
             transport.write(wire.frame(wire.Submit(key, job)))
@@ -201,17 +216,23 @@ class EngineClient:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment,
+            # A signal to the front's group must not reach the worker before it can ignore it.
+            start_new_session=True,
         )
 
     async def _supervise(self) -> None:
         """Wait for a death, say so, bring a new worker up; for ever."""
         backoff_s = BACKOFF_FIRST_S
+        ready_s = time.monotonic()
         while True:
-            await self._lost.wait()
+            await self._until_lost()
             await self._end_process()
+            if time.monotonic() - ready_s >= STABLE_AFTER_S:
+                backoff_s = BACKOFF_FIRST_S
             restarts = self._state.restarts + 1
             self._state = EngineState(False, f"{self._death_reason()}; restarting", restarts)
             self._on_progress(f"{self._death_reason()}; restarting in {backoff_s:g} s")
+            self._emit(WorkerRestarted(self._death_reason(), restarts))
             await asyncio.sleep(backoff_s)
             try:
                 await self._launch()
@@ -219,12 +240,25 @@ class EngineClient:
                 self._last_words = str(error)
                 self._state = EngineState(False, f"restart failed: {error}", restarts)
                 self._lost.set()
-                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
-                continue
-            backoff_s = BACKOFF_FIRST_S
-            self._on_progress("the engine is ready again")
+            else:
+                self._on_progress("the engine is ready again")
+            ready_s = time.monotonic()
+            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    async def _until_lost(self) -> None:
+        """Return when the worker is gone, or has hung and been killed."""
+        while not self._lost.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), HANG_CHECK_S)
+            silent_s = time.monotonic() - self._heard_s
+            if self._streams and self._was_ready and silent_s >= self._spec.hang_after_s:
+                self._last_words = f"it had work and said nothing for {silent_s:.0f} s"
+                if self._process is not None:
+                    self._process.kill()
+                await self._lost.wait()
 
     def _take(self, message: wire.ToFront) -> None:
+        self._heard_s = time.monotonic()
         if isinstance(message, wire.StepResult):
             self._deliver(message)
         elif isinstance(message, wire.Started):

@@ -5,6 +5,7 @@ Knows: how a step is scheduled, run and recorded. Does not know: sockets, asynci
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ import msgspec
 import psutil
 import torch
 
-from gpt_oss_server.engine.batcher import Batch, Batcher
+from gpt_oss_server.engine.batcher import Batcher
+from gpt_oss_server.engine.guided import Guides
 from gpt_oss_server.engine.kv_space import GroupSpec, KvSpace
 from gpt_oss_server.engine.layout import allocate_layers, observe_layers, reconcile
 from gpt_oss_server.engine.loader import LoadedModel, load_model
@@ -24,8 +26,10 @@ from gpt_oss_server.engine.sampler import Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step import build_step
+from gpt_oss_server.engine.tallies import StepTallies
 from gpt_oss_server.errors import (
     BadRequest,
+    ConfigError,
     ContextTooLong,
     EngineFailed,
     Overloaded,
@@ -48,9 +52,12 @@ from gpt_oss_server.types import (
 
 CPU_BATCH_TOKENS = 256
 CUDA_BATCH_TOKENS = 2048
+NOT_FINITE = "the model produced numbers that are not finite for this request"
 # On a CPU the pool may take this share of the free memory, up to a bound that fits a laptop.
 CPU_KV_SHARE = 0.4
 CPU_KV_MAX_BYTES = 2 << 30
+# With nothing to run but grammars to compile, the step loop sleeps this long at a time.
+COMPILE_WAIT_S = 0.002
 
 
 @dataclass(slots=True)
@@ -72,10 +79,8 @@ class EngineCore:
         shape, warnings = _shape_of(config, loaded)
         for line in warnings:
             progress(f"warning: {line}")
-        self._max_len = min(spec.max_model_len or loaded.context_len, loaded.context_len)
-        self._batch_tokens = spec.max_batch_tokens or (
-            CPU_BATCH_TOKENS if loaded.device.type == "cpu" else CUDA_BATCH_TOKENS
-        )
+        self._max_len = _context(spec, loaded)
+        self._batch_tokens = _batch_tokens(spec, loaded)
         progress("allocating the KV pools")
         self._activations_bytes = _activations(spec, config, loaded, self._batch_tokens)
         budget = spec.kv_cache_bytes or _kv_budget(spec, loaded, self._activations_bytes)
@@ -91,13 +96,17 @@ class EngineCore:
         self.batcher = Batcher(self.kv, order, self._batch_tokens)
         backend = make_backend(spec.attention_backend, spec.block_size)
         layers = allocate_layers(plan, shape, spec.block_size, loaded.dtype, loaded.device)
-        sampler = Sampler(loaded.vocab_size, loaded.device)
+        self._guides = Guides(
+            Path(spec.folder), loaded.vocab_size, loaded.eos_token_ids, spec.max_num_seqs
+        )
+        sampler = Sampler(loaded.vocab_size, loaded.device, self._guides)
         self._runner = ModelRunner(loaded.model, layers, backend, sampler)
         self._spec = spec
         self._plan = plan
         self._backend_name = backend.name
         self._jobs: dict[int, Sequence] = {}
         self._arrivals = 0
+        self._tallies = StepTallies()
         self._counts = dict.fromkeys(
             ("steps", "prefill_tokens", "decode_tokens", "finished", "failed", "cancelled"), 0
         )
@@ -131,11 +140,12 @@ class EngineCore:
         """Queue a job under a key that is unique among live jobs.
 
         Raises:
-            BadRequest: a token id outside the vocabulary, an empty prompt, an empty bound.
+            BadRequest: a token id outside the vocabulary, an empty prompt, an empty bound, a
+                guide that cannot be; one whose grammar does not compile fails in a later step.
             ContextTooLong: prompt and output can never fit the context or the KV pool.
             Overloaded: the queue is full.
         """
-        if len(self.batcher.waiting) >= self._spec.max_waiting:
+        if len(self.batcher.waiting) + self._guides.compiling >= self._spec.max_waiting:
             raise Overloaded("the engine's queue is full", retry_after_s=1.0)
         _check_ids(job, self._loaded.vocab_size)
         sampling = job.sampling
@@ -151,9 +161,12 @@ class EngineCore:
             block_size=self.kv.block_size,
             stop_ids=stop_ids,
         )
+        if sampling.guided is None:
+            self.batcher.add(seq)
+        else:
+            self._guides.begin(seq, sampling.guided)
         self._arrivals += 1
         self._jobs[key] = seq
-        self.batcher.add(seq)
 
     def cancel(self, key: int) -> None:
         """Drop a job and free all it holds, at once. An unknown key (it just ended) is fine."""
@@ -168,18 +181,29 @@ class EngineCore:
 
     def step(self) -> StepEvents:
         """Schedule, run, record. Any exception here is the engine's own fault and fatal."""
+        began_s = time.perf_counter()
         events = StepEvents()
+        self._add_compiled(events)
         batch = self.batcher.schedule()
         if not batch.seqs:
+            if not events.failures:
+                self._guides.wait(COMPILE_WAIT_S)
             return events
         sampling = batch.samples
+        sampled_seqs = [batch.seqs[i] for i in sampling]
+        self._guides.prepare(sampled_seqs)
         step = build_step(batch, self.kv, self._loaded.device)
-        sampled = self._runner.run(step, [batch.seqs[i] for i in sampling])
-        self._count(batch)
-        for seq, tokens in zip(batch.seqs, batch.tokens, strict=True):
-            self.kv.advance(seq, tokens)
+        sampled, spoiled = self._runner.run(step, sampled_seqs)
+        decoding = sum(seq.decoding for seq in batch.seqs)
+        for i, (seq, tokens) in enumerate(zip(batch.seqs, batch.tokens, strict=True)):
+            if i in spoiled:  # not advanced: its blocks must never be found by their hash
+                self._fail(seq, EngineFailed(NOT_FINITE), events)
+            else:
+                self.kv.advance(seq, tokens)
         for n, i in enumerate(sampling):
-            self._record(batch.seqs[i], sampled, n, events)
+            if i not in spoiled:
+                self._record(batch.seqs[i], sampled, n, events)
+        self._count(decoding, sum(batch.tokens) - decoding, time.perf_counter() - began_s)
         return events
 
     def stats(self) -> EngineStats:
@@ -188,7 +212,7 @@ class EngineCore:
         counts = self._counts
         return EngineStats(
             running=len(self.batcher.running),
-            waiting=len(self.batcher.waiting),
+            waiting=len(self.batcher.waiting) + self._guides.compiling,
             blocks_in_use={n: p.in_use for n, p in zip(groups, pools, strict=True)},
             blocks_predicted=self.predicted_blocks(),
             blocks_cached={n: p.cached for n, p in zip(groups, pools, strict=True)},
@@ -202,6 +226,8 @@ class EngineCore:
             jobs_finished=counts["finished"],
             jobs_failed=counts["failed"],
             jobs_cancelled=counts["cancelled"],
+            step_seconds=self._tallies.seconds(),
+            step_tokens=self._tallies.tokens(),
         )
 
     def predicted_blocks(self) -> dict[str, int]:
@@ -240,26 +266,43 @@ class EngineCore:
             )
         return min(wanted, room, pool_room)
 
-    def _count(self, batch: Batch) -> None:
-        decoding = sum(seq.decoding for seq in batch.seqs)
+    def _count(self, decode_tokens: int, prefill_tokens: int, seconds: float) -> None:
         self._counts["steps"] += 1
-        self._counts["decode_tokens"] += decoding
-        self._counts["prefill_tokens"] += sum(batch.tokens) - decoding
+        self._counts["decode_tokens"] += decode_tokens
+        self._counts["prefill_tokens"] += prefill_tokens
+        self._tallies.add(prefill_tokens, decode_tokens, seconds)
+
+    def _add_compiled(self, events: StepEvents) -> None:
+        """Queue the jobs whose grammars are ready; fail those whose grammars are wrong."""
+        for seq, error in self._guides.compiled():
+            if error is None:
+                self.batcher.add(seq)
+            else:
+                self._jobs.pop(seq.key)
+                self._counts["failed"] += 1
+                events.failures.append((seq.key, error))
+
+    def _fail(self, seq: Sequence, error: ServerError, events: StepEvents) -> None:
+        self._jobs.pop(seq.key)
+        self._drop(seq)
+        self._counts["failed"] += 1
+        events.failures.append((seq.key, error))
 
     def _record(self, seq: Sequence, sampled: Sampled, n: int, events: StepEvents) -> None:
+        walk = self._guides.walk(seq)
         if not sampled.finite[n]:
-            self._jobs.pop(seq.key)
-            self._drop(seq)
-            self._counts["failed"] += 1
-            error = EngineFailed("the model produced no finite logits for this request")
-            events.failures.append((seq.key, error))
+            self._fail(seq, EngineFailed(NOT_FINITE), events)
+            return
+        if walk is not None and walk.failure is not None:
+            reason = f"the output cannot go on as asked: {walk.failure}"
+            self._fail(seq, BadRequest(reason, param=walk.param), events)
             return
         token = sampled.tokens[n]
         first = seq.output_len == 0
         seq.append(token)
         finish: FinishReason | None = None
-        if token in seq.stop_ids:
-            finish = "stop"
+        if token in seq.stop_ids or (walk is not None and walk.ended):
+            finish = "length" if walk is not None and walk.shortened else "stop"
         elif seq.output_len >= seq.max_tokens:
             finish = "length"
         logprob = sampled.logprobs[n]
@@ -268,7 +311,9 @@ class EngineCore:
             logprobs=None if logprob is None else (TokenLogprob(token, *logprob),),
             finish=finish,
             cached_tokens=seq.cached_tokens if first else None,
+            preemptions=seq.untold_preemptions,
         )
+        seq.untold_preemptions = 0
         events.deltas.append((seq.key, delta))
         if finish is not None:
             self._jobs.pop(seq.key)
@@ -276,8 +321,9 @@ class EngineCore:
             self._counts["finished"] += 1
 
     def _drop(self, seq: Sequence) -> None:
-        self.batcher.remove(seq)
-        self._runner.sampler.counts.drop(seq)
+        if not self._guides.drop(seq):
+            self.batcher.remove(seq)
+        self._runner.sampler.drop(seq)
 
 
 def _check_ids(job: Job, vocab_size: int) -> None:
@@ -299,6 +345,32 @@ def _check_ids(job: Job, vocab_size: int) -> None:
                 )
     if job.sampling.max_tokens < 1:
         raise BadRequest("max_tokens must be at least 1", param="max_tokens")
+
+
+def _context(spec: EngineSpec, loaded: LoadedModel) -> int:
+    """The longest sequence. Raises ConfigError for one that the model was not made for."""
+    if spec.max_model_len is None:
+        return loaded.context_len
+    if spec.max_model_len > loaded.context_len:
+        raise ConfigError(
+            f"max_model_len {spec.max_model_len} exceeds the model's own context of "
+            f"{loaded.context_len} tokens"
+        )
+    return spec.max_model_len
+
+
+def _batch_tokens(spec: EngineSpec, loaded: LoadedModel) -> int:
+    """Tokens per step. At least one for each sequence: every stream goes on in every step.
+    Raises ConfigError for fewer."""
+    if spec.max_batch_tokens is None:
+        usual = CPU_BATCH_TOKENS if loaded.device.type == "cpu" else CUDA_BATCH_TOKENS
+        return max(usual, spec.max_num_seqs)
+    if spec.max_batch_tokens < spec.max_num_seqs:
+        raise ConfigError(
+            f"max_batch_tokens {spec.max_batch_tokens} is less than max_num_seqs "
+            f"{spec.max_num_seqs}: each running sequence needs a token per step"
+        )
+    return spec.max_batch_tokens
 
 
 def _activations(
@@ -347,9 +419,11 @@ def _plan(
             loaded.dtype.itemsize,
         )
     except PoolTooSmall as error:
+        cure = "--kv-cache-memory" if spec.kv_cache_bytes else "--memory-budget"
+        if loaded.device.type == "cuda" and not spec.kv_cache_bytes:
+            cure = "--gpu-memory-utilization"
         raise StartupError(
-            f"too little memory for a KV cache: {error}; raise --kv-cache-memory or use a "
-            "smaller model"
+            f"too little memory for a KV cache: {error}; raise {cure} or use a smaller model"
         ) from error
 
 

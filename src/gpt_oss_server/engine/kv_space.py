@@ -77,6 +77,9 @@ class KvSpace:
         for group, pool in zip(self.groups, self.pools, strict=True):
             if group.window is None:
                 hit = next((i for i in range(hit) if not pool.contains(hashes[i])), hit)
+        # Where the sliding pools cannot follow, this prompt parts here from one seen before:
+        # others may part here too, so its windows are worth keeping.
+        seq.parting_block = hit
         changed = True
         while changed and hit:
             changed = False
@@ -160,9 +163,28 @@ class KvSpace:
         for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
             gone = self._first_block(group.window, seq.computed) - seq.first_block[g]
             if gone > 0:
-                pool.release(seq.blocks[g][:gone])
-                del seq.blocks[g][:gone]
-                seq.first_block[g] += gone
+                self._let_slide(seq, g, group, pool, gone)
+
+    def _let_slide(
+        self, seq: Sequence, g: int, group: GroupSpec, pool: BlockPool, gone: int
+    ) -> None:
+        """Release the first `gone` blocks. The windows before the prompt's end (where the next
+        turn of a chat goes on) and before the place where this prompt parted from an earlier
+        one (the end of a shared system prompt) stay warm; all else is of use only to a repeat of
+        this very prompt up to there, and would push out what is worth more."""
+        first = seq.first_block[g]
+        # A repeat of the prompt computes its last token again, the next turn goes on behind it.
+        last, behind = seq.prompt_len - 1, seq.prompt_len
+        ends = (last // self.block_size, behind // self.block_size, seq.parting_block)
+        for offset, block in enumerate(seq.blocks[g][:gone]):
+            index = first + offset
+            warm = any(
+                self._first_block(group.window, end * self.block_size) <= index < end
+                for end in ends
+            )
+            pool.release((block,), cold=not warm)
+        del seq.blocks[g][:gone]
+        seq.first_block[g] += gone
 
     def _publish(self, seq: Sequence) -> None:
         complete = seq.computed // self.block_size

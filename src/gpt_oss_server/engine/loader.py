@@ -5,7 +5,7 @@ Knows: transformers' loading calls, devices, dtypes. Does not know: KV pools or 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,15 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
                 )
         else:
             progress(f"loading weights onto {device} as {str(dtype).removeprefix('torch.')}")
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=dtype, device_map=device, local_files_only=True
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                device_map=device,
+                local_files_only=True,
+                output_loading_info=True,
             )
+            _check_complete(folder, found["missing_keys"])
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise StartupError(
             f"not enough memory on {device} for the weights: use a smaller model, --dtype "
@@ -112,6 +118,17 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
     model.eval()
     model.requires_grad_(False)
     return _describe(model, device, dtype)
+
+
+def _check_complete(folder: Path, missing: Collection[str]) -> None:
+    """Raises StartupError for tensors that the checkpoint lacks: transformers would go on with
+    random ones."""
+    if missing:
+        first = ", ".join(sorted(missing)[:3])
+        raise StartupError(
+            f"{folder}: the checkpoint lacks {len(missing)} of the model's tensors ({first}"
+            f"{', …' if len(missing) > 3 else ''}): fetch it again"
+        )
 
 
 def _describe(model: Any, device: torch.device, dtype: torch.dtype) -> LoadedModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpt_oss_server.engine.attention.interface import (
@@ -51,17 +52,18 @@ class ModelRunner:
         self._backend = backend
         self.sampler = sampler
 
-    def run(self, step: StepInput, sampling: Seq[Sequence]) -> Sampled:
+    def run(self, step: StepInput, sampling: Seq[Sequence]) -> tuple[Sampled, frozenset[int]]:
         """Compute the step's tokens, write their KV, and sample one token for each sequence of
-        `sampling` (those of `step.sample_rows`, in order)."""
+        `sampling` (those of `step.sample_rows`, in order). Also returns which sequences of the
+        batch (by index) wrote keys or values that are not finite: their KV is useless."""
         with torch.inference_mode():
-            logits = self._forward(step)
-            if not sampling:
-                return Sampled([], [], [])
-            return self.sampler.sample(logits, sampling)
+            written = torch.zeros(len(step.token_ids), device=step.token_ids.device)
+            logits = self._forward(step, written)
+            sampled = self.sampler.sample(logits, sampling) if sampling else Sampled([], [], [])
+            return sampled, _spoiled(step, written)
 
-    def _forward(self, step: StepInput) -> torch.Tensor:
-        context = StepContext(self._layers, step, self._backend.plan(step))
+    def _forward(self, step: StepInput, written: torch.Tensor) -> torch.Tensor:
+        context = StepContext(self._layers, step, self._backend.plan(step), written)
         output = self._model(
             input_ids=step.token_ids.unsqueeze(0),
             position_ids=step.positions.unsqueeze(0),
@@ -71,3 +73,11 @@ class ModelRunner:
         )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+
+def _spoiled(step: StepInput, written: torch.Tensor) -> frozenset[int]:
+    finite = torch.isfinite(written).cpu().numpy()
+    if finite.all():
+        return frozenset()
+    tokens = np.flatnonzero(~finite)
+    return frozenset((np.searchsorted(step.host.query_start, tokens, side="right") - 1).tolist())

@@ -4,7 +4,7 @@ Knows: penalties, temperature, filters, seeds, log-probabilities. Does not know:
 lives, text, models. Every row is computed from its own logits, parameters and random number
 only, so a sequence's tokens do not depend on what else is in the batch.
 
-Order of operations: bias, penalties, minimum length; then temperature, min_p, top_k, top_p.
+Order of operations: bias, penalties, minimum length, guide; then temperature, min_p, top_k, top_p.
 Log-probabilities are the model's own: of the logits before any of these.
 """
 
@@ -17,8 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gpt_oss_server.engine.guided import Guides, Restriction
 from gpt_oss_server.engine.sequence import Sequence
 from gpt_oss_server.types import SamplingParams
+
+# Candidates looked at before the whole vocabulary is sorted for top_p.
+TOP_P_CANDIDATES = 1024
+# More than any API lets a client ask for.
+LOGPROB_CANDIDATES = 32
 
 
 def uniforms(seeds: npt.NDArray[np.uint64], steps: npt.NDArray[np.uint64]) -> torch.Tensor:
@@ -50,6 +56,9 @@ class Sampled:
     logprobs: list[tuple[float, tuple[tuple[int, float], ...]] | None]
 
 
+_UNRESTRICTED = Restriction([], np.zeros((0, 0), dtype=np.int32), [])
+
+
 class PenaltyCounts:
     """How often each token occurred, for the sequences whose parameters penalise: rows of
     [vocab] int32 on the device, kept by sequence key and dropped with it."""
@@ -70,9 +79,11 @@ class PenaltyCounts:
                 self._output[key] = torch.zeros_like(self._prompt[key])
                 self._counted[key] = seq.prompt_len
             fresh = seq.tokens[self._counted[key] :]
-            if len(fresh):
+            if len(fresh) == 1:  # the usual step: no pass over the vocabulary
+                self._output[key][int(fresh[0])] += 1
+            elif len(fresh):
                 self._output[key] += self._count(fresh)
-                self._counted[key] = seq.length
+            self._counted[key] = seq.length
         prompt = torch.stack([self._prompt[s.key] for s in seqs])
         return prompt, torch.stack([self._output[s.key] for s in seqs])
 
@@ -88,18 +99,59 @@ class PenaltyCounts:
         return torch.bincount(ids, minlength=self._vocab_size).to(torch.int32)
 
 
-class Sampler:
-    """Samples the next token of each row. Holds only the penalty counts."""
+class _Biases:
+    """Each sequence's additive entries, on the device once and not once per step."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self.counts = PenaltyCounts(vocab_size, device)
+    def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._bias: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._stops: dict[int, torch.Tensor] = {}
+
+    def add_to(self, row: torch.Tensor, seq: Sequence) -> None:
+        """Add the sequence's `logit_bias` to its row of logits."""
+        entry = self._bias.get(seq.key)
+        if entry is None:
+            bias = seq.job.sampling.logit_bias
+            ids = torch.tensor(list(bias), dtype=torch.long, device=self._device)
+            values = torch.tensor(list(bias.values()), dtype=torch.float32, device=self._device)
+            entry = self._bias[seq.key] = ids, values
+        row.index_add_(0, *entry)
+
+    def forbid_stops(self, row: torch.Tensor, seq: Sequence) -> None:
+        """Make the ids that would end the sequence impossible."""
+        ids = self._stops.get(seq.key)
+        if ids is None:
+            stops = sorted(seq.stop_ids)
+            ids = self._stops[seq.key] = torch.tensor(stops, dtype=torch.long, device=self._device)
+        row.index_fill_(0, ids, -torch.inf)
+
+    def drop(self, seq: Sequence) -> None:
+        self._bias.pop(seq.key, None)
+        self._stops.pop(seq.key, None)
+
+
+class Sampler:
+    """Samples the next token of each row. Holds what belongs to live sequences: penalty counts
+    and biases."""
+
+    def __init__(self, vocab_size: int, device: torch.device, guides: Guides | None = None) -> None:
+        self.counts = PenaltyCounts(vocab_size, device)
+        self._biases = _Biases(device)
+        self._device = device
+        self._guides = guides
+
+    def drop(self, seq: Sequence) -> None:
+        """Forget a sequence that has ended."""
+        self.counts.drop(seq)
+        self._biases.drop(seq)
 
     def sample(self, logits: torch.Tensor, seqs: Seq[Sequence]) -> Sampled:
         """logits [S, vocab] (any float dtype; not kept), `seqs` [S] before their new token."""
         params = [seq.job.sampling for seq in seqs]
         raw = logits.float()
-        adjusted = self._adjust(raw, seqs, params)
+        guides = self._guides
+        restriction = None if guides is None else guides.restriction(seqs)
+        adjusted = self._adjust(raw, seqs, params, restriction)
         tokens = adjusted.argmax(dim=-1)
         random_rows = [i for i, p in enumerate(params) if p.temperature > 0.0]
         if random_rows:
@@ -108,44 +160,57 @@ class Sampler:
                 tokens = chosen
             else:
                 tokens[torch.tensor(random_rows, device=self._device)] = chosen
-        finite = torch.isfinite(raw.amax(dim=-1))
+        finite = torch.isfinite(raw.amax(dim=-1)).tolist()
+        ids: list[int] = tokens.tolist()
+        if guides is not None and restriction is not None:
+            settled = guides.settle(seqs, ids)
+            if settled != ids:
+                ids, tokens = settled, torch.tensor(settled, device=self._device)
         logprobs = self._logprobs(raw, tokens, params)
-        return Sampled(tokens.tolist(), finite.tolist(), logprobs)
+        return Sampled(ids, finite, logprobs)
 
     def _adjust(
-        self, raw: torch.Tensor, seqs: Seq[Sequence], params: list[SamplingParams]
+        self,
+        raw: torch.Tensor,
+        seqs: Seq[Sequence],
+        params: list[SamplingParams],
+        restriction: Restriction | None,
     ) -> torch.Tensor:
-        """Bias, penalties and minimum length; `raw` itself is left alone."""
+        """Bias, penalties, minimum length and guides; `raw` itself is left alone."""
         out = raw
+        guided = restriction or _UNRESTRICTED
+        over = {row for row, ends in zip(guided.rows, guided.must_end, strict=True) if ends}
         penalised = [
             i
             for i, p in enumerate(params)
             if p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty
         ]
-        sparse = [
-            (i, token, value) for i, p in enumerate(params) for token, value in p.logit_bias.items()
-        ]
+        biased = [i for i, p in enumerate(params) if p.logit_bias]
         early = [
-            (i, token, float("-inf"))
+            i
             for i, seq in enumerate(seqs)
-            if seq.output_len < params[i].min_tokens
-            for token in seq.stop_ids
+            if i not in over and seq.output_len < params[i].min_tokens
         ]
-        if not (penalised or sparse or early):
+        if not (penalised or biased or early or guided.rows):
             return out
         out = raw.clone()
-        if sparse:
-            self._add(out, sparse)
+        for i in biased:
+            self._biases.add_to(out[i], seqs[i])
         if penalised:
             self._penalise(out, penalised, seqs, params)
-        if early:
-            self._add(out, early)
+        for i in early:
+            self._biases.forbid_stops(out[i], seqs[i])
+        if guided.rows:
+            self._restrict(out, guided)
         return out
 
-    def _add(self, out: torch.Tensor, entries: list[tuple[int, int, float]]) -> None:
-        rows, tokens, values = zip(*entries, strict=True)
-        index = torch.tensor([rows, tokens], device=self._device)
-        out.index_put_((index[0], index[1]), self._column(values), accumulate=True)
+    def _restrict(self, out: torch.Tensor, guided: Restriction) -> None:
+        """Make impossible what the guided rows may not say."""
+        bits = torch.from_numpy(guided.allowed).to(self._device)
+        shifts = torch.arange(32, dtype=torch.int32, device=self._device)
+        allowed = ((bits[:, :, None] >> shifts) & 1).flatten(1)[:, : out.shape[-1]].bool()
+        index = torch.tensor(guided.rows, device=self._device)
+        out[index] = out[index].masked_fill(~allowed, -torch.inf)
 
     def _penalise(
         self,
@@ -200,20 +265,35 @@ class Sampler:
     def _draw_filtered(
         self, scaled: torch.Tensor, draws: torch.Tensor, params: list[SamplingParams]
     ) -> torch.Tensor:
-        """top_k, then top_p among what is left, over the sorted distribution."""
+        """top_k, then top_p among what is left, as thresholds on the logits. Tokens that tie with
+        the last one kept are kept too: which of equals a sort puts first depends on the batch,
+        and the same seed must not."""
         vocab = scaled.shape[-1]
         limits = [p.top_k if 0 < p.top_k < vocab else vocab for p in params]
-        values, ids = torch.topk(scaled, max(limits), dim=-1)
-        rank = torch.arange(values.shape[-1], device=self._device)
-        beyond = rank >= torch.tensor(limits, device=self._device)[:, None]
-        values = values.masked_fill(beyond, -torch.inf)
-        probs = torch.softmax(values, dim=-1, dtype=torch.float64)
-        # Keep a token while the mass before it is below top_p: the first is always kept.
-        before = probs.cumsum(dim=-1) - probs
-        top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=self._device)
-        values = values.masked_fill((before >= top_p[:, None]) & (rank > 0), -torch.inf)
-        position = _invert(values, draws)
-        return ids.gather(-1, position[:, None]).squeeze(-1)
+        bounded = [k for k in limits if k < vocab]
+        most = min(vocab, max([TOP_P_CANDIDATES, *bounded]))
+        values = torch.topk(scaled, most, dim=-1).values
+        if bounded:
+            last = torch.tensor([min(k, most) - 1 for k in limits], device=self._device)
+            kth = values.gather(-1, last[:, None])
+            unlimited = torch.tensor([k == vocab for k in limits], device=self._device)
+            kth = kth.masked_fill(unlimited[:, None], -torch.inf)
+            scaled = scaled.masked_fill(scaled < kth, -torch.inf)
+            values = values.masked_fill(values < kth, -torch.inf)
+        if any(p.top_p < 1.0 for p in params):
+            top_p = torch.tensor(
+                [p.top_p for p in params], dtype=torch.float64, device=self._device
+            )[:, None]
+            mass = torch.logsumexp(scaled.double(), dim=-1, keepdim=True)
+            if most < vocab and bool((_covered(values, mass) < top_p).any()):
+                values = torch.sort(scaled, dim=-1, descending=True).values
+            probs = torch.exp(values.double() - mass)
+            # Keep a token while the mass before it is below top_p: the first is always kept.
+            kept = (probs.cumsum(dim=-1) - probs < top_p).sum(dim=-1, keepdim=True).clamp_(min=1)
+            # top_p 1.0 keeps all, whatever rounding says of the mass before the last.
+            floor = values.gather(-1, kept - 1).masked_fill(top_p >= 1.0, -torch.inf)
+            scaled = scaled.masked_fill(scaled < floor, -torch.inf)
+        return _invert(scaled, draws)
 
     def _logprobs(
         self, raw: torch.Tensor, tokens: torch.Tensor, params: list[SamplingParams]
@@ -225,17 +305,24 @@ class Sampler:
         index = torch.tensor([i for i, _ in wanted], device=self._device)
         logs = torch.log_softmax(raw[index], dim=-1)
         own = logs.gather(-1, tokens[index][:, None]).squeeze(-1).tolist()
-        most = min(max(count for _, count in wanted), raw.shape[-1])
+        # Always as many, and equals by id: what a row gets must not depend on its neighbours.
+        most = min(LOGPROB_CANDIDATES, raw.shape[-1])
+        most = max(most, min(max(count for _, count in wanted), raw.shape[-1]))
         values, ids = torch.topk(logs, most, dim=-1)
         for n, ((i, count), best, best_ids) in enumerate(
             zip(wanted, values.tolist(), ids.tolist(), strict=True)
         ):
-            pairs = tuple(zip(best_ids[:count], best[:count], strict=True))
-            result[i] = (own[n], pairs)
+            pairs = sorted(zip(best_ids, best, strict=True), key=lambda pair: (-pair[1], pair[0]))
+            result[i] = (own[n], tuple(pairs[:count]))
         return result
 
     def _column(self, values: Seq[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+
+def _covered(values: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
+    """The share of the whole distribution that the candidates have, [S, 1]."""
+    return torch.exp(values.double() - mass).sum(dim=-1, keepdim=True)
 
 
 def _invert(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

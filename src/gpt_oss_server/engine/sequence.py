@@ -21,7 +21,8 @@ class Sequence:
     """A job's life in the engine. `arrival` is its rank for fairness and preemption and never
     changes; `computed` counts tokens whose KV is in the pool; `slot` is its row in the
     persistent step arrays while it runs. `blocks[g]` are the block ids it holds in group g, for
-    the logical blocks `first_block[g] ..`.
+    the logical blocks `first_block[g] ..`. Up to `parting_block` its beginning was found in the
+    full-attention pools when it was last looked up.
     """
 
     key: int
@@ -35,9 +36,10 @@ class Sequence:
     first_block: list[int]
     computed: int = 0
     registered_blocks: int = 0
+    parting_block: int = 0
     slot: int = NO_SLOT
     cached_tokens: int | None = None
-    preemptions: int = 0
+    untold_preemptions: int = 0
     finish: FinishReason | None = None
     stop_ids: frozenset[int] = field(default_factory=frozenset)
 

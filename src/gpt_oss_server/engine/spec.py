@@ -14,7 +14,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker needs to load a model and serve it.
 
     `max_batch_tokens`, `max_model_len` and `kv_cache_bytes` of None mean "derive": the token
-    budget from the device, the length from the model's config, the pool from free memory.
+    budget from the device, the length from the model's config, the pool from free memory. `hang_after_s` is how long a worker
+    that has work may be silent before it is killed.
     """
 
     folder: str
@@ -35,4 +36,5 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     attention_backend: str = "auto"
     threads: int = 0
     max_waiting: int = 65_536
+    hang_after_s: float = 120.0
     show_progress: bool = False

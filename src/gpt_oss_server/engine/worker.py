@@ -116,6 +116,14 @@ class Loop:
         return None
 
 
+def _start_failure(error: Exception) -> str:
+    """One line for an exception that nobody foresaw: what, where, and in what words."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = (str(error).strip() or "no message").splitlines()[0][:300]
+    place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    return f"the engine cannot start: {type(error).__name__} at {place}: {text}"
+
+
 def serve(sock: socket.socket) -> int:
     """The worker's life. Returns its exit status."""
     channel = Channel(sock)
@@ -127,6 +135,11 @@ def serve(sock: socket.socket) -> int:
         except StartupError as error:
             channel.send(wire.StartFailed(str(error), error.exit_status))
             return error.exit_status
+        except FrontGone:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is one line to the operator
+            channel.send(wire.StartFailed(_start_failure(error), 1))
+            return 1
         try:
             loop.run(backlog)
         except FrontGone:
@@ -142,8 +155,10 @@ def serve(sock: socket.socket) -> int:
 
 
 def main() -> None:
-    # Ctrl-C reaches the whole terminal group: the front decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a supervisor's SIGTERM reach the whole group: the front decides what they mean,
+    # and this process ends when the front closes the socket.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as sock:
         status = serve(sock)
     # Skip interpreter teardown: freeing a large model tensor by tensor only delays the exit.

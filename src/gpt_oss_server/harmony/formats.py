@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from gpt_oss_server.errors import BadRequest
+from gpt_oss_server.harmony.guides import HarmonyGuides
 from gpt_oss_server.harmony.parse import HarmonyParser, TextParser
 from gpt_oss_server.harmony.render import HarmonyRenderer, Tools
 from gpt_oss_server.harmony.specials import HarmonySpecials, missing_specials
@@ -27,6 +28,7 @@ from gpt_oss_server.harmony.templates import (
 )
 from gpt_oss_server.harmony.tokenizer import Tokenizer, without_surrogates
 from gpt_oss_server.ports import ChatFormat, OutputParser
+from gpt_oss_server.types import Grammar, GuidedSpec
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -72,6 +74,9 @@ class _TokenizerSide:
         Mistral, Gemma; not gpt-oss)."""
         return self._tokenizer.encode(text, add_special_tokens=True)
 
+    def fewest_tokens(self, text: str) -> int:
+        return self._tokenizer.fewest_tokens((text,))
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)
 
@@ -93,6 +98,7 @@ class HarmonyFormat(_TokenizerSide):
         self._today = today
         self._specials = HarmonySpecials.of(self._tokenizer)
         self._renderer = HarmonyRenderer(self._tokenizer)
+        self._guides = HarmonyGuides(self._tokenizer, self._specials)
         own = (self._specials.return_, self._specials.call)
         self._stop_token_ids = tuple(dict.fromkeys((*own, *_configured_eos(folder))))
 
@@ -107,10 +113,32 @@ class HarmonyFormat(_TokenizerSide):
         *,
         reasoning_effort: str | None = None,
         tools: Tools | None = None,
+        response_format: Mapping[str, Any] | None = None,
     ) -> list[int]:
         return self._renderer.render(
-            messages, today=self._today(), reasoning_effort=reasoning_effort, tools=tools
+            messages,
+            today=self._today(),
+            reasoning_effort=reasoning_effort,
+            tools=tools,
+            response_format=response_format,
         )
+
+    def fewest_chat_tokens(self, messages: Messages) -> int:
+        """Harmony shows every message's content, whatever else it leaves out."""
+        return self._tokenizer.fewest_tokens(message.get("content") or "" for message in messages)
+
+    def answer_guide(self, grammar: Grammar) -> GuidedSpec:
+        """The final message is guided; analysis before it is free."""
+        return self._guides.answer(grammar)
+
+    def call_guide(
+        self,
+        arguments: Mapping[str, Grammar],
+        *,
+        required: bool,
+        answer: Grammar | None = None,
+    ) -> GuidedSpec | None:
+        return self._guides.calls(arguments, required=required, answer=answer)
 
     def chat_parser(self) -> OutputParser:
         return HarmonyParser(self._tokenizer, self._specials)
@@ -152,6 +180,7 @@ class TemplateFormat(_TokenizerSide):
         *,
         reasoning_effort: str | None = None,
         tools: Tools | None = None,
+        response_format: Mapping[str, Any] | None = None,
     ) -> list[int]:
         template = self._tool_template if tools else self._template
         if template is None or self._prompts is None:
@@ -164,6 +193,23 @@ class TemplateFormat(_TokenizerSide):
         )
         found = self._prompts.encode_batch_fast([text], add_special_tokens=False)
         return found[0].ids
+
+    def fewest_chat_tokens(self, messages: Messages) -> int:
+        """None: a template may leave out anything."""
+        return 0
+
+    def answer_guide(self, grammar: Grammar) -> GuidedSpec:
+        """The whole answer is guided, from its first token."""
+        return GuidedSpec.whole(grammar)
+
+    def call_guide(
+        self,
+        arguments: Mapping[str, Grammar],
+        *,
+        required: bool,
+        answer: Grammar | None = None,
+    ) -> GuidedSpec | None:
+        return None
 
     def chat_parser(self) -> OutputParser:
         return TextParser(self._tokenizer.detokenizer(), self._tokenizer.special_ids)

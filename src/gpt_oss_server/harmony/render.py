@@ -12,7 +12,8 @@ with openai/gpt-oss-20b. Where these two differ this follows format.md: a tool c
 the model itself writes it (`<|channel|>commentary to=functions.X <|constrain|>json`), tool output
 is inserted verbatim (the template quotes it as a JSON string), and content beside tool calls is a
 preamble on the commentary channel (the template puts it into analysis). The `name` of a user or an
-assistant is not shown to the model; the published template drops it too.
+assistant is written behind the role, as in `user:bob`, by openai-harmony's own renderer
+(`src/encoding.rs`, `impl Render<Message>`), which this follows; the template drops it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class HarmonyRenderer:
         today: date,
         reasoning_effort: str | None = None,
         tools: Tools | None = None,
+        response_format: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The prompt's token ids, ending in `<|start|>assistant`.
 
@@ -65,14 +67,15 @@ class HarmonyRenderer:
             today: the date that the system message states.
             reasoning_effort: low, medium (default) or high.
             tools: OpenAI's function tools.
+            response_format: the `name`, `schema` and perhaps `description` of a JSON answer.
 
         Raises:
-            BadRequest: an effort or role that harmony has not, or a tool message that answers no
-                call.
+            BadRequest: an effort or role that harmony has not, a tool message that answers no
+                call, or a `name` that could not be shown.
         """
         framer = _Framer(self._specials)
         framer.message("system", system_text(today, reasoning_effort, has_tools=bool(tools)))
-        if developer := developer_text(messages, tools):
+        if developer := developer_text(messages, tools, response_format):
             framer.message("developer", developer)
         framer.conversation(messages)
         framer.add(self._specials.start, "assistant")
@@ -102,8 +105,13 @@ def system_text(today: date, reasoning_effort: str | None, *, has_tools: bool) -
     return f"{meta}\n\nReasoning: {effort}\n\n{channels}"
 
 
-def developer_text(messages: Sequence[Message], tools: Tools | None) -> str:
-    """What the developer message says: the client's instructions and the tools; "" if neither."""
+def developer_text(
+    messages: Sequence[Message],
+    tools: Tools | None,
+    response_format: Mapping[str, Any] | None = None,
+) -> str:
+    """What the developer message says: the client's instructions, the tools and what the answer
+    must look like; "" if none of them."""
     instructions = "\n\n".join(
         message["content"]
         for message in messages
@@ -114,7 +122,17 @@ def developer_text(messages: Sequence[Message], tools: Tools | None) -> str:
         sections.append(f"# Instructions\n\n{instructions}")
     if tools:
         sections.append(render_tools(tools))
+    if response_format:
+        sections.append(_response_format_text(response_format))
     return "\n\n".join(sections)
+
+
+def _response_format_text(response_format: Mapping[str, Any]) -> str:
+    """format.md, "Structured output"."""
+    about = response_format.get("description")
+    comment = "".join(f"// {line}\n" for line in (about or "").splitlines())
+    schema = json.dumps(response_format["schema"], ensure_ascii=False, separators=(",", ":"))
+    return f"# Response Formats\n\n## {response_format['name']}\n\n{comment}{schema}"
 
 
 class _Framer:
@@ -127,11 +145,18 @@ class _Framer:
     def add(self, *parts: Part) -> None:
         self.parts.extend(parts)
 
-    def message(self, role: str, text: str, channel: str | None = None) -> None:
-        self.add(self._specials.start, role)
+    def message(
+        self, role: str, text: str, channel: str | None = None, name: str | None = None
+    ) -> None:
+        self._author(role, name)
         if channel is not None:
             self.add(self._specials.channel, channel)
         self.add(self._specials.message, text, self._specials.end)
+
+    def _author(self, role: str, name: str | None) -> None:
+        self.add(self._specials.start, role)
+        if name:
+            self.add(f":{name}")
 
     def conversation(self, messages: Sequence[Message]) -> None:
         """Everything but instructions, in order."""
@@ -140,9 +165,10 @@ class _Framer:
         for index, message in enumerate(messages):
             match message.get("role"):
                 case "system" | "developer":
-                    pass
+                    _check_nameless(message, index)
                 case "user":
-                    self.message("user", message.get("content") or "")
+                    content = message.get("content") or ""
+                    self.message("user", content, name=message.get("name"))
                 case "assistant":
                     self._assistant(message, keeps_reasoning=index > last_final)
                     for call in message.get("tool_calls") or ():
@@ -156,24 +182,26 @@ class _Framer:
 
     def _assistant(self, message: Message, *, keeps_reasoning: bool) -> None:
         content = message.get("content")
+        name = message.get("name")
         calls = message.get("tool_calls") or ()
         reasoning = message.get("reasoning_content") or message.get("reasoning")
         if reasoning and keeps_reasoning:
-            self.message("assistant", reasoning, "analysis")
+            self.message("assistant", reasoning, "analysis", name)
         if calls:
             if content:
-                self.message("assistant", content, "commentary")
+                self.message("assistant", content, "commentary", name)
             for call in calls:
-                self._call(call["function"])
+                self._call(call["function"], name)
         elif content or not reasoning:
-            self.message("assistant", content or "", "final")
+            self.message("assistant", content or "", "final", name)
 
-    def _call(self, function: Mapping[str, Any]) -> None:
+    def _call(self, function: Mapping[str, Any], name: str | None) -> None:
         specials = self._specials
         arguments = function.get("arguments") or ""
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
-        self.add(specials.start, "assistant", specials.channel)
+        self._author("assistant", name)
+        self.add(specials.channel)
         self.add(f"commentary to=functions.{function['name']} ", specials.constrain, "json")
         self.add(specials.message, arguments, specials.call)
 
@@ -196,6 +224,14 @@ def _last_final(messages: Sequence[Message]) -> int:
     return -1
 
 
+def _check_nameless(message: Message, index: int) -> None:
+    if message.get("name"):
+        raise BadRequest(
+            "this model sees all instructions as one message without an author's name",
+            param=f"messages[{index}].name",
+        )
+
+
 def _tool_name(message: Message, names: Mapping[str, str], index: int) -> str:
     call_id = message.get("tool_call_id") or ""
     name = names.get(call_id) or message.get("name")
@@ -203,5 +239,9 @@ def _tool_name(message: Message, names: Mapping[str, str], index: int) -> str:
         raise BadRequest(
             f"no earlier assistant message has a tool call with id {call_id!r}",
             param=f"messages[{index}].tool_call_id",
+        )
+    if message.get("name") not in (None, name):
+        raise BadRequest(
+            "this is not the name of the function that was called", param=f"messages[{index}].name"
         )
     return str(name)

@@ -8,8 +8,9 @@ Three things about the `tokenizers` library shape this module. Added tokens are 
 text it encodes: `encode_special_tokens = True` turns that off for the special ones, after which
 `<|start|>` in a message is just nine characters. `encode` holds Python's lock for as long as it
 runs, `encode_batch_fast` releases it (and skips offsets that nobody needs), so everything goes
-through the latter. And a string with a lone surrogate, which JSON can express, is refused: such a
-character becomes U+FFFD.
+through the latter, one text a call: several at once are spread over threads that the library has
+only once, where a small request would wait for a large one. And a string with a lone surrogate,
+which JSON can express, is refused: such a character becomes U+FFFD.
 
 Safe for use from several threads.
 """
@@ -17,7 +18,7 @@ Safe for use from several threads.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import tokenizers
 
 from gpt_oss_server.errors import StartupError
 from gpt_oss_server.harmony.detokenize import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from gpt_oss_server.harmony.token_bounds import longest_token_bytes
 from gpt_oss_server.harmony.token_bytes import codec_of
 
 
@@ -51,6 +53,8 @@ class Tokenizer:
         self.vocab_size = max(vocab.values(), default=-1) + 1
         """One more than the highest id."""
         self.special_ids = frozenset(i for i, (_, special) in self._added.items() if special)
+        self.longest_token_bytes = longest_token_bytes(backend)
+        """The most bytes of a text that one token can stand for; None where that is unknown."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -72,10 +76,16 @@ class Tokenizer:
     def encode_all(
         self, texts: Sequence[str], *, add_special_tokens: bool = False
     ) -> list[list[int]]:
-        """`encode` for several texts at once: they are spread over cores, without Python's lock."""
-        clean = [without_surrogates(text) for text in texts]
-        found = self._backend.encode_batch_fast(clean, add_special_tokens=add_special_tokens)
-        return [encoding.ids for encoding in found]
+        """`encode` for several texts, without Python's lock."""
+        encode, clean = self._backend.encode_batch_fast, map(without_surrogates, texts)
+        return [encode([text], add_special_tokens=add_special_tokens)[0].ids for text in clean]
+
+    def fewest_tokens(self, texts: Iterable[str]) -> int:
+        """A lower bound of the tokens of these texts together, found without tokenising; 0 where
+        the vocabulary allows none."""
+        if self.longest_token_bytes is None:
+            return 0
+        return -(-sum(map(_utf8_bytes, texts)) // self.longest_token_bytes)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text, specials as their strings; invalid bytes become U+FFFD, unknown ids ""."""
@@ -135,6 +145,11 @@ class Tokenizer:
             return self._codec.of_added(self._added[token_id][0])
         piece = self._backend.id_to_token(token_id)
         return b"" if piece is None else self._codec.of_piece(piece)
+
+
+def _utf8_bytes(text: str) -> int:
+    # A lone surrogate counts as one byte, less than the three of what it becomes.
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
 def without_surrogates(text: str) -> str:

@@ -83,6 +83,43 @@ def test_batching_does_not_matter(
     assert (choice.completion_tokens, choice.reasoning_tokens) == counts
 
 
+@pytest.mark.parametrize("text", ["abSTc", "abSTOPcSTOP", "STOP", "ab!STO", "SabSTOP", "xy!z!"])
+@given(data=st.data())
+def test_logprobs_are_those_of_the_text_shown(text: str, data: st.DataObject) -> None:
+    """Not a token more than the text, and never before its text, however they were batched."""
+    choice = ChoiceText(Letters(), ["STOP"])
+    sizes = data.draw(st.lists(st.integers(1, 4), max_size=8))
+    shown, tokens = "", ""
+    for part in deltas(text, sizes):
+        logprobs = tuple(TokenLogprob(token, -1.0) for token in part.token_ids)
+        added = choice.feed(TokenDelta(part.token_ids, logprobs, part.finish))
+        shown += added.content
+        tokens += "".join(chr(item.logprob.token_id) for item in added.logprobs)
+        assert len(tokens.replace("!", "")) <= len(shown)
+    assert (
+        tokens.replace("!", "")
+        == shown.replace("!", "")
+        == text.partition("STOP")[0].replace("!", "")
+    )
+
+
+def test_a_token_that_is_partly_shown_keeps_its_logprob() -> None:
+    """A stop string may begin within a token: what is shown of it was still this token's."""
+
+    class Words(Letters):
+        def feed(self, token_id: int) -> Piece:
+            return Piece("content", {1: "one ", 2: "and ST", 3: "OP two"}[token_id])
+
+    ids = (1, 2, 3)
+    whole = TokenDelta(ids, tuple(TokenLogprob(i, -1.0) for i in ids), "length")
+    text = ChoiceText(Words(), ["STOP"]).feed(whole)
+    assert text.content == "one and "
+    assert [(item.logprob.token_id, item.offset_chars) for item in text.logprobs] == [
+        (1, 0),
+        (2, 4),
+    ]
+
+
 def test_length_is_told() -> None:
     """A choice cut by its bound says `length`; a stop string at that very place wins."""
     cut = ChoiceText(Letters(), [])

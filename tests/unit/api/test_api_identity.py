@@ -8,7 +8,12 @@ import pytest
 
 from gpt_oss_server.api.auth import KeyRing
 from gpt_oss_server.api.exchange import Exchange
-from gpt_oss_server.api.identity import client_of, priority_of, session_of
+from gpt_oss_server.api.identity import (
+    client_of,
+    named_session,
+    opening_session,
+    priority_of,
+)
 from gpt_oss_server.api.services import UNDECIDED
 from gpt_oss_server.errors import BadRequest
 
@@ -64,40 +69,36 @@ def test_a_client_is_its_address_where_there_are_none() -> None:
 
 
 def test_a_named_session_wins() -> None:
-    """The header before `user`, `user` before the conversation."""
-    messages = [turn("user", "hello")]
-    named = session_of(exchange(x_session_id="chat:7.a@b_c-d"), "me", messages)
-    assert named == "id:chat:7.a@b_c-d"
-    by_user = session_of(exchange(), "me", messages)
-    assert by_user == session_of(exchange(), "me", None)
+    """The header before `user`; a user by a hash, never by its text."""
+    assert named_session(exchange(x_session_id="chat:7.a@b_c-d"), "me") == "id:chat:7.a@b_c-d"
+    by_user = named_session(exchange(), "me")
     assert by_user is not None
     assert by_user.startswith("user:")
     assert "me" not in by_user.removeprefix("user:")
-    assert by_user != session_of(exchange(), "you", messages)
+    assert by_user != named_session(exchange(), "you")
 
 
 @pytest.mark.parametrize("value", ["", "a b", "x" * 129, "a/b", "a\tb", "ü"])
 def test_what_is_no_session_id_is_refused_by_name(value: str) -> None:
     """400 that names the header."""
     with pytest.raises(BadRequest) as caught:
-        session_of(exchange(x_session_id=value), None, None)
+        named_session(exchange(x_session_id=value), None)
     assert caught.value.param == "X-Session-Id"
 
 
 def test_every_turn_of_a_conversation_is_the_same_session() -> None:
     """Its beginning up to the first user message; later turns repeat that."""
     opening = [turn("system", "be brief"), turn("user", "hello")]
-    first = session_of(exchange(), None, opening)
+    first = opening_session(opening)
     later = [*opening, turn("assistant", "hi"), turn("user", "and now?")]
-    assert first == session_of(exchange(), None, later)
-    assert first is not None
+    assert first == opening_session(later)
     assert first.startswith("prefix:")
 
 
 def test_other_conversations_are_other_sessions() -> None:
     """Another system prompt, another first question, another order."""
     sessions = {
-        session_of(exchange(), None, messages)
+        opening_session(messages)
         for messages in (
             [turn("system", "be brief"), turn("user", "hello")],
             [turn("system", "be long"), turn("user", "hello")],
@@ -109,7 +110,7 @@ def test_other_conversations_are_other_sessions() -> None:
     assert len(sessions) == 4  # the last two begin alike
 
 
-def test_a_prompt_without_messages_has_no_session() -> None:
+def test_who_names_no_session_has_none() -> None:
     """A plain completion is not tracked unless it is named."""
-    assert session_of(exchange(), None, None) is None
-    assert session_of(exchange(), "", None) is None
+    assert named_session(exchange(), None) is None
+    assert named_session(exchange(), "") is None

@@ -6,9 +6,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpt_oss_server.api.parsing import validate
-from gpt_oss_server.api.sampling import JobPlan, OutputLimit, check_prompt_length, output_tokens
+from gpt_oss_server.api.sampling import (
+    JobPlan,
+    OutputLimit,
+    check_prompt_length,
+    choice_seed,
+    output_tokens,
+)
 from gpt_oss_server.api.schema_chat import ChatRequest
 from gpt_oss_server.engine.fake import DEFAULT_INFO
 from gpt_oss_server.errors import BadRequest, ContextTooLong
@@ -50,6 +58,9 @@ def test_defaults() -> None:
         ({"temperature": 0}, "temperature", 0.0),
         ({"temperature": 1e-6}, "temperature", 0.0),
         ({"temperature": 0.01}, "temperature", 0.01),
+        ({"top_p": 0, "temperature": 1.5}, "temperature", 0.0),
+        ({"top_p": 0}, "top_p", 1.0),
+        ({"top_p": 0.25}, "top_p", 0.25),
         ({"top_k": -1}, "top_k", 0),
         ({"top_k": 4}, "top_k", 4),
         ({"seed": -1}, "seed", 2**63 - 1),
@@ -66,14 +77,25 @@ def test_values_given_to_the_engine(fields: dict[str, Any], name: str, value: An
 
 
 def test_choices_differ_by_seed() -> None:
-    """n jobs per prompt, numbered through, with seeds that follow each other within a prompt."""
+    """n jobs per prompt, numbered through; the first has the request's seed."""
     jobs = plan(n=2, seed=2**63 - 1).jobs([[5], [6]], "c")
+    other = 0x9E3779B97F4A7C15 - 2**63 - 1
     assert [(job.id, job.prompt, job.sampling.seed) for job in jobs] == [
         ("c-0", [5], 2**63 - 1),
-        ("c-1", [5], 0),
+        ("c-1", [5], other),
         ("c-2", [6], 2**63 - 1),
-        ("c-3", [6], 0),
+        ("c-3", [6], other),
     ]
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(1, 1_000))
+def test_neighbouring_seeds_share_no_choice(seed: int, distance: int) -> None:
+    """No choice of one seed is repeated by a seed near it, whatever its number."""
+    mine = {choice_seed(seed, choice) for choice in range(128)}
+    theirs = {choice_seed(seed + distance, choice) for choice in range(128)}
+    assert len(mine) == len(theirs) == 128
+    assert min(mine | theirs) >= 0
+    assert not mine & theirs
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,13 @@ from gpt_oss_server.api.schema_completions import CompletionRequest
 from gpt_oss_server.errors import BadRequest
 
 USER = {"role": "user", "content": "hi"}
+
+
+def called(name: object) -> dict[str, Any]:
+    """A call of a function with this name."""
+    return {"id": "c1", "type": "function", "function": {"name": name, "arguments": "{}"}}
+
+
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -76,6 +83,18 @@ def completion(**fields: Any) -> CompletionRequest:
             {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {}}]}]},
             "messages[0].tool_calls[0].function.name",
         ),
+        *(
+            ({"messages": [{**message, "name": name}]}, "messages[0].name")
+            for message in (USER, {**USER, "role": "system"}, {**USER, "role": "assistant"})
+            for name in ("", "a b", "a.b", "é", "x" * 65, "a\n", "<|end|>", 5)
+        ),
+        *(
+            (
+                {"messages": [{"role": "assistant", "tool_calls": [called(name)]}]},
+                "messages[0].tool_calls[0].function.name",
+            )
+            for name in ("", "f g", "f.g", "f<|message|>", "x" * 65, "f\n", 1)
+        ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         (
             {"messages": [USER, {"role": "tool", "content": "x", "tool_call_id": "c9"}]},
@@ -89,7 +108,7 @@ def completion(**fields: Any) -> CompletionRequest:
         ({"temperature": math.inf}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"temperature": True}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.01}, "top_p"),
         ({"top_p": 1.01}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"top_k": 1.5}, "top_k"),
@@ -166,6 +185,7 @@ def test_refused_chat_requests(fields: dict[str, Any], param: str) -> None:
         {"parallel_tool_calls": True, "modalities": ["text"], "service_tier": "auto"},
         {"response_format": {"type": "text"}, "store": False, "verbosity": "medium"},
         {"audio": None, "prediction": None, "web_search_options": None, "metadata": {"a": "b"}},
+        {"messages": [{**USER, "name": None}], "top_p": 0},
         {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "n": 128, "seed": -(2**63)},
         {"stop": None, "logit_bias": None, "user": None, "stream": None, "max_tokens": None},
         {"stop": [], "logit_bias": {}, "stop_token_ids": [], "metadata": {}},

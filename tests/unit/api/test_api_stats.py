@@ -15,6 +15,7 @@ from gpt_oss_server.dispatch.desk import Call, Desk
 from gpt_oss_server.dispatch.fleet import LocalFleet
 from gpt_oss_server.engine.fake import DEFAULT_INFO, FakeEngine
 from gpt_oss_server.errors import NotReady
+from gpt_oss_server.nccl import NcclSettings, nccl_environment
 from gpt_oss_server.ports import GpuReading
 from gpt_oss_server.routing import RoutingConfig, TriggerPolicy
 from gpt_oss_server.telemetry.gpu import ProbedGpu
@@ -72,7 +73,7 @@ def call(tokens: int, name: str, session: str | None = None) -> Call:
 
 
 def documents(
-    *readings: ProbedGpu, tokens: Sequence[int] = (), nccl: dict[str, Any] | None = None
+    *readings: ProbedGpu, tokens: Sequence[int] = (), nccl: NcclSettings | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both documents as a client reads them, while the last of these requests runs."""
 
@@ -119,7 +120,8 @@ def test_stats_has_exactly_the_kept_shape() -> None:
 
 def test_the_rest_of_stats() -> None:
     """Thresholds, missed targets, engine, admission and NCCL."""
-    stats, _ = documents(gpu("0", 30_000, 0.5), tokens=(101,), nccl={"applied": {}})
+    nccl = nccl_environment(4, "tensor", {"NCCL_MIN_NCHANNELS": "8"})
+    stats, _ = documents(gpu("0", 30_000, 0.5), tokens=(101,), nccl=nccl)
     assert list(stats) == [
         "gpu_routing",
         "routing_thresholds",
@@ -136,7 +138,12 @@ def test_the_rest_of_stats() -> None:
     assert stats["engine"]["blocks_in_use"] == {"full": 5, "sliding": 2}
     assert stats["admission"]["running"] == 1
     assert stats["admission"]["blocks_used"] == {"full": 8, "sliding": 2, "slots": 1}
-    assert stats["nccl"] == {"applied": {}}
+    assert stats["nccl"] == {
+        "applied": dict(nccl.applied),
+        "kept_from_user": {"NCCL_MIN_NCHANNELS": "8"},
+        "overridden": {"NCCL_MIN_NCHANNELS": "8"},
+    }
+    assert len(nccl.applied) == 4
 
 
 def test_what_is_not_known_is_absent_from_stats() -> None:
@@ -230,7 +237,7 @@ def test_memory_stats_has_exactly_this_shape() -> None:
 
 
 def test_admission_says_the_same_in_both() -> None:
-    """One snapshot, and the engine's preemptions: only it knows whom it put back."""
+    """One snapshot, with every count."""
     stats, memory = documents(gpu("0", 30_000, 0.5), tokens=(101, 10))
     assert stats["admission"] == memory["admission"]
     assert stats["admission"]["counts"] == {
@@ -247,7 +254,7 @@ def test_admission_says_the_same_in_both() -> None:
         "cancelled_waiting": 0,
         "cancelled_running": 0,
         "released": 1,
-        "preemptions": 3,
+        "preemptions": 0,
         "overcommits": 0,
     }
 

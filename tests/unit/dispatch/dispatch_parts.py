@@ -17,7 +17,7 @@ from gpt_oss_server.ports import GpuReading
 from gpt_oss_server.routing import RoutingConfig, TriggerPolicy
 from gpt_oss_server.routing.replay import DecisionRecord
 from gpt_oss_server.telemetry.gpu import ProbedGpu
-from gpt_oss_server.types import EngineInfo, Job, KvGroupInfo, SamplingParams
+from gpt_oss_server.types import EngineInfo, Job, KvGroupInfo, SamplingParams, TokenDelta
 
 T = TypeVar("T")
 
@@ -165,10 +165,15 @@ class Guest:
             await self.go.wait()
 
 
+def output(tokens: int, **more: Any) -> TokenDelta:
+    """A delta with so many tokens."""
+    return TokenDelta(token_ids=(7,) * tokens, **more)
+
+
 async def complete(counter: Desk, request: Call, output_tokens: int = 0) -> Lease:
     """A request that produces so many tokens and ends well."""
     async with counter.admit(request) as lease:
-        lease.count(output_tokens)
+        lease.saw(0, output(output_tokens))
     return lease
 
 

@@ -173,6 +173,32 @@ def test_decisions_and_executions_are_counted_apart() -> None:
     run(story())
 
 
+def test_who_waits_is_known_by_client_and_goes_by_priority() -> None:
+    """Admission sees the client, for fairness, and the priority: the later, higher one starts
+    first."""
+
+    async def story() -> None:
+        counter = desk(await started())
+        held = Guest(counter, call(900, 5))
+        await settle()
+        low = Guest(counter, call(901, 5, client_id="key-1", priority=1))
+        await settle()
+        high = Guest(counter, call(902, 5, client_id="key-2", priority=6))
+        await settle()
+        snapshot = counter.admission_snapshot()
+        assert snapshot is not None
+        assert snapshot.waiting_by_client == {"key-1": 1, "key-2": 1}
+        held.go.set()
+        await settle()
+        assert (low.lease is None, high.lease is None) == (True, False)
+        high.go.set()
+        low.go.set()
+        await asyncio.gather(held.task, low.task, high.task)
+        assert_at_rest(counter)
+
+    run(story())
+
+
 def test_latency_is_of_answers_that_ended_well() -> None:
     """From arrival to the end, waiting included; a failed request has none."""
 

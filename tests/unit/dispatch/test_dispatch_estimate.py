@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from dispatch_parts import INFO, call, info
 
 from gpt_oss_server.admission.capacity import BlockGroup
 from gpt_oss_server.dispatch.estimate import (
+    at_once,
     capacity_of,
     estimator_for,
     kv_bytes,
@@ -46,6 +48,22 @@ def test_capacity_always_has_room_for_one() -> None:
     """A sliding pool smaller than a chunk still runs one sequence at a time."""
     groups = capacity_of(info(max_batch_tokens=4096)).groups
     assert (groups[1].blocks, groups[1].max_blocks_per_sequence) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "tokens", "expected"),
+    [
+        pytest.param(1, 100, 1, id="one"),
+        pytest.param(2, 100, 2, id="a quarter of the slots"),
+        pytest.param(12, 100, 2, id="more than that"),
+        pytest.param(2, 512, 2, id="all the pool"),
+        pytest.param(2, 513, 1, id="too long for two"),
+        pytest.param(3, 5000, 1, id="too long for any"),
+    ],
+)
+def test_how_many_jobs_of_a_request_run_at_once(jobs: int, tokens: int, expected: int) -> None:
+    """At most a quarter of the 8 slots, no more than the 1,024 tokens hold, at least one."""
+    assert at_once(capacity_of(INFO), jobs, tokens) == expected
 
 
 def test_bytes_of_blocks() -> None:

@@ -134,6 +134,7 @@ def test_who_waits_too_long_is_turned_away_when_the_time_comes() -> None:
         await pass_time(0.1)
         error = early.task.exception()
         assert isinstance(error, Overloaded)
+        assert error.reason == "deadline"
         assert error.message == ("Too many requests: waited 30.0 s without a place (deadline).")
         assert error.retry_after_s == 5  # nothing came free yet: the fallback
         assert timers() == [1040.0]
@@ -155,7 +156,7 @@ def test_a_full_queue_turns_away_at_once() -> None:
             async with gate.lease(ask(20)):
                 raise AssertionError("not admitted")
         assert caught.value.message == ("Too many requests: the server is full; retry after 5 s.")
-        assert caught.value.retry_after_s == 5
+        assert (caught.value.retry_after_s, caught.value.reason) == (5, "full")
         await all_end([runs])
         assert assert_at_rest(gate) == AdmissionCounts(
             offered=2, accepted=1, rejected=1, released=1
@@ -175,6 +176,7 @@ def test_the_one_who_gives_way_is_told() -> None:
         error = young.task.exception()
         assert isinstance(error, Overloaded)
         assert error.message.endswith("(shed).")
+        assert error.reason == "shed"
         assert not old.task.done()
         await all_end([runs, old, urgent])
         counts = assert_at_rest(gate)
@@ -317,6 +319,37 @@ def test_a_hold_ends_once_however_its_block_ends(end: str) -> None:
     run(story())
 
 
+def test_several_jobs_teach_their_mean() -> None:
+    """Three jobs of 10 tokens in all, two at a time: what is learnt is 4 a job."""
+
+    async def story() -> None:
+        outputs = OutputLengths(0.9, min_samples=1)
+        gate = gate_of(outputs)
+        async with gate.lease(ask(35, sequences=2)) as held:
+            held.jobs, held.output_tokens = 3, 10
+        assert outputs.predict(25) == 4
+
+    run(story())
+
+
+def test_who_is_put_back_holds_its_whole_bound() -> None:
+    """A preemption is counted, and the reservation grows to all that the request may use."""
+
+    async def story() -> None:
+        gate = gate_of(mode="optimistic", assumed_output_tokens=5)
+        async with gate.lease(ask(60)) as held:
+            assert gate.snapshot().blocks_used == {"full": 6}
+            gate.preempted(held)
+            assert gate.snapshot().blocks_used == {"full": 6}
+        async with gate.lease(ask(0, prompt_tokens=10, max_tokens=60)) as held:
+            assert gate.snapshot().blocks_used == {"full": 2}
+            gate.preempted(held)
+            assert gate.snapshot().blocks_used == {"full": 7}
+        assert assert_at_rest(gate).preemptions == 2
+
+    run(story())
+
+
 def test_an_open_bound_is_lowered_to_the_room_there_is() -> None:
     """The hold says with which bound the request may run."""
 
@@ -333,15 +366,14 @@ def test_an_open_bound_is_lowered_to_the_room_there_is() -> None:
 
 
 def test_outgrowing_a_reservation_counts_at_once() -> None:
-    """Progress raises what is held, by the output of each sequence, and is given back whole."""
+    """Progress raises what is held, for each sequence, and is given back whole."""
 
     async def story() -> None:
         gate = gate_of(mode="optimistic", assumed_output_tokens=5)
         request = ask(0, prompt_tokens=10, max_tokens=30, sequences=2)
         async with gate.lease(request) as held:
             assert gate.snapshot().blocks_used == {"full": 4}
-            held.output_tokens = 41  # 21 for the longer of two: 31 tokens, 4 blocks each
-            gate.progress(held)
+            gate.progress(held, 21)  # 31 tokens, 4 blocks each
             assert gate.snapshot().blocks_used == {"full": 8}
         assert_at_rest(gate)
 

@@ -15,6 +15,7 @@ from dispatch_parts import (
     complete,
     desk,
     info,
+    output,
     run,
     settle,
     started,
@@ -74,16 +75,16 @@ def test_only_the_bound_and_the_session_of_a_job_change() -> None:
     run(story())
 
 
-def test_more_sequences_than_slots_run_one_after_another() -> None:
-    """Twelve samples on eight slots are admitted with eight."""
+def test_a_request_takes_no_more_than_a_quarter_of_the_slots() -> None:
+    """Twelve samples on eight slots run two at a time, and are admitted as two."""
 
     async def story() -> None:
         counter = desk(await started())
         async with counter.admit(call(10, 5, choices=12)) as lease:
             snapshot = counter.admission_snapshot()
             assert snapshot is not None
-            assert snapshot.blocks_used["slots"] == 8
-            assert len(lease.jobs) == 12
+            assert snapshot.blocks_used["slots"] == 2
+            assert (len(lease.jobs), lease.parallel) == (12, 2)
         assert_at_rest(counter)
 
     run(story())
@@ -94,7 +95,7 @@ async def stream(engine: FakeEngine, lease: Lease) -> int:
     total = 0
     async with aclosing(engine.generate(lease.jobs[0])) as deltas:
         async for delta in deltas:
-            lease.count(len(delta.token_ids))
+            lease.saw(0, delta)
             total += len(delta.token_ids)
     return total
 
@@ -151,11 +152,49 @@ def test_answers_teach_how_much_to_reserve() -> None:
             await complete(counter, call(20, 600), output_tokens=10)
         async with counter.admit(call(20, 600)) as lease:
             assert _full(counter) == 2  # 20 + 12 (10 rounded up to an edge) tokens
-            lease.count(63)
+            lease.saw(0, output(63))
             assert _full(counter) == 2
-            lease.count(1)
+            lease.saw(0, output(1))
             assert _full(counter) == 6  # 20 + 64 tokens
         assert_at_rest(counter)
+
+    run(story())
+
+
+def test_the_longest_of_several_jobs_counts_for_each() -> None:
+    """Reserved as if each job were as long as the longest; the mean is what is learnt."""
+
+    async def story() -> None:
+        counter = desk(await started(), mode="optimistic", assumed_output_tokens=10)
+        async with counter.admit(call(20, 300, choices=2)) as lease:
+            assert _full(counter) == 4
+            lease.saw(0, output(40))
+            lease.saw(1, output(40))
+            assert _full(counter) == 4
+            lease.saw(1, output(24))
+            assert _full(counter) == 12  # 20 + 64 tokens each
+        assert_at_rest(counter)
+        for _ in range(19):
+            await complete(counter, call(20, 600), output_tokens=52)
+        async with counter.admit(call(20, 600)):
+            assert _full(counter) == 6  # 20 + 64: the edge above 52
+
+    run(story())
+
+
+def test_what_the_engine_put_back_is_reserved_whole() -> None:
+    """A delta that tells of a preemption: counted, and from then on the whole bound is held."""
+
+    async def story() -> None:
+        counter = desk(await started(), mode="optimistic", assumed_output_tokens=10)
+        async with counter.admit(call(20, 300)) as lease:
+            assert _full(counter) == 2
+            lease.saw(0, output(1, preemptions=1))
+            assert _full(counter) == 20
+        assert_at_rest(counter)
+        snapshot = counter.admission_snapshot()
+        assert snapshot is not None
+        assert snapshot.counts.preemptions == 1
 
     run(story())
 
@@ -208,6 +247,8 @@ def test_other_pools_after_a_restart() -> None:
         assert snapshot is not None
         assert snapshot.blocks_total == {"full": 10, "slots": 8}
         assert (snapshot.running, snapshot.waiting) == (1, 1)
+        counts = snapshot.counts  # of both pools' requests
+        assert (counts.offered, counts.accepted, counts.queued, counts.never_fits) == (4, 2, 1, 1)
         held.go.set()
         waits.go.set()
         await asyncio.gather(held.task, waits.task)
@@ -250,7 +291,7 @@ def test_the_open_desk_lets_everything_in() -> None:
     async def story() -> list[Job]:
         request = call(10, 5)
         async with OpenDesk().admit(request) as lease:
-            lease.count(3)
+            lease.saw(0, output(3))
             assert lease.jobs is request.jobs
             assert (lease.route, lease.reason) == ("single_gpu", "default: no multi-GPU trigger")
             return lease.jobs

@@ -9,6 +9,7 @@ from dispatch_parts import (
     call,
     complete,
     desk,
+    output,
     pass_time,
     run,
     settle,
@@ -26,7 +27,7 @@ def test_a_session_is_tracked_while_and_after_it_runs() -> None:
         counter = desk(await started())
         async with counter.admit(call(50, 30, session_id="id:s")) as lease:
             assert [job.session for job in lease.jobs] == ["id:s"]
-            lease.count(20)
+            lease.saw(0, output(20))
             assert counter.sessions.totals().active == 1
         session = counter.sessions.get("id:s")
         assert session is not None

@@ -31,7 +31,7 @@ async def request(engine: FakeEngine, counter: Desk, rng: random.Random, number:
     got = 0
     async with counter.admit(asked) as lease, aclosing(engine.generate(lease.jobs[0])) as deltas:
         async for delta in deltas:
-            lease.count(len(delta.token_ids))
+            lease.saw(0, delta)
             got += len(delta.token_ids)
             assert counter.admission_snapshot() is not None
     return got

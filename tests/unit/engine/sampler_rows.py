@@ -46,3 +46,9 @@ def drawn(logits: Seq[float], count: int, **sampling: Any) -> list[int]:
     """`count` independent draws from one distribution: seeds 0, 1, 2, …"""
     rows = [row(key=seed, seed=seed, **{"temperature": 1.0, **sampling}) for seed in range(count)]
     return sample(torch.tensor([logits] * count), *rows).tokens
+
+
+def adjusted(logits: torch.Tensor, *rows: Sequence, sampler: Sampler | None = None) -> torch.Tensor:
+    """The logits after bias, penalties and minimum length, which no output shows exactly."""
+    sampler = sampler or Sampler(logits.shape[1], torch.device("cpu"))
+    return sampler._adjust(logits, rows, [one.job.sampling for one in rows], None)

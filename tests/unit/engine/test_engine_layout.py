@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import MambaConfig, MambaForCausalLM
 
 from gpt_oss_server.engine.layout import allocate_layers, observe_layers, reconcile
@@ -156,3 +157,13 @@ def test_a_folder_that_cannot_be_loaded(
         load_model(EngineSpec(folder=str(tmp_path), device="cpu"), lambda _: None)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path: Path) -> None:
+    """Weights that are not there are not made up."""
+    folder = saved(build("llama"), tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.self_attn.q_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StartupError, match=r"lacks 1 of the model's tensors .*q_proj"):
+        load_model(EngineSpec(folder=str(folder), device="cpu"), lambda _: None)

@@ -260,3 +260,30 @@ def test_raw_logits_are_not_changed() -> None:
     )
     Sampler(6, torch.device("cpu")).sample(logits, rows)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("params", [{"top_k": 7}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.8}])
+def test_ties_are_broken_alike_in_any_batch(params: dict[str, float]) -> None:
+    """Coarse logits have many equals; which of them is drawn does not depend on the neighbours."""
+    torch.manual_seed(0)
+    logits = torch.randn(64, 3000).mul(4).round()
+    alone = [
+        sample(logits[i : i + 1], row(key=i, seed=i, temperature=1.0, **params)).tokens[0]
+        for i in range(64)
+    ]
+    rows = [row(key=i, seed=i, temperature=1.0, **params) for i in range(64)]
+    rows.append(row(key=64, seed=1, temperature=1.0, top_k=2000))
+    rows.append(row(key=65, seed=1, temperature=1.0, top_p=0.999999))
+    together = sample(torch.cat([logits, logits[:2]]), *rows).tokens[:64]
+    assert together == alone
+
+
+def test_equal_logprobs_are_listed_by_id_in_any_batch() -> None:
+    """Alternatives of the same probability come in the order of their ids."""
+    logits = torch.zeros(2, 500)
+    logits[:, 400] = 1.0
+    one = sample(logits[:1], row(key=0, logprobs=3)).logprobs[0]
+    both = sample(logits, row(key=0, logprobs=3), row(key=1, logprobs=20)).logprobs[0]
+    assert one is not None
+    assert one == both
+    assert [token for token, _ in one[1]][0] == 400

@@ -8,22 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampler_rows import row, sample
+from sampler_rows import adjusted, row, sample
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from gpt_oss_server.engine.sampler import Sampler
-from gpt_oss_server.engine.sequence import Sequence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCAB = 12
 IDS = st.lists(st.integers(0, VOCAB - 1), max_size=8)
-
-
-def adjusted(logits: torch.Tensor, *rows: Sequence) -> torch.Tensor:
-    """The logits after bias, penalties and minimum length."""
-    sampler = Sampler(logits.shape[1], torch.device("cpu"))
-    return sampler._adjust(logits, rows, [one.job.sampling for one in rows])
 
 
 def some_logits(seed: int, rows: int = 1) -> torch.Tensor:
@@ -101,11 +94,9 @@ def test_recounting_after_a_preemption_changes_nothing() -> None:
     followed = row([1, 2], [], frequency_penalty=0.5, presence_penalty=0.2)
     sampler = Sampler(VOCAB, torch.device("cpu"))
     for token in (3, 3, 4):
-        sampler._adjust(logits, [followed], [followed.job.sampling])
+        adjusted(logits, followed, sampler=sampler)
         followed.append(token)
-    assert torch.equal(
-        sampler._adjust(logits, [followed], [followed.job.sampling]), adjusted(logits, late)
-    )
+    assert torch.equal(adjusted(logits, followed, sampler=sampler), adjusted(logits, late))
 
 
 def test_logit_bias_is_added() -> None:

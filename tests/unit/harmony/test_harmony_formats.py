@@ -114,6 +114,15 @@ def test_template_gives_what_transformers_gives(tmp_path: Path, make: Any) -> No
     assert chat.render_chat(messages) == theirs
 
 
+def test_a_template_sees_an_author_s_name(tmp_path: Path) -> None:
+    """As with transformers: what it does with a name is the template's own affair."""
+    template = "{% for m in messages %}{{ m.name or 'nobody' }}: {{ m.content }} {% endfor %}"
+    folder = write_folder(tmp_path, qwen_like(), tokenizer_config={"chat_template": template})
+    chat = open_chat_format(folder, today=today)
+    messages = [{"role": "system", "content": "a", "name": "bob"}, {"role": "user", "content": "b"}]
+    assert chat.decode(chat.render_chat(messages)) == "bob: a nobody: b "
+
+
 def test_bos_appears_once(tmp_path: Path) -> None:
     """The template's own BOS in chats, the tokenizer's in completions."""
     chat = open_chat_format(llama_folder(tmp_path), today=today)
@@ -270,6 +279,6 @@ def test_broken_config_stops_start_up(tmp_path: Path, content: str) -> None:
 def test_formats_satisfy_the_port(tmp_path: Path) -> None:
     """Both formats have every member of the seam."""
     names = [name for name in vars(ChatFormat) if not name.startswith("_")]
-    assert len(names) == 8
+    assert len(names) == 12
     for chat in (HarmonyFormat(TINY, today=today), TemplateFormat(TINY, today=today)):
         assert all(hasattr(chat, name) for name in names)

@@ -164,6 +164,28 @@ def after_system(renderer: HarmonyRenderer, messages: list[dict[str, Any]]) -> s
             "<|start|>assistant<|channel|>final<|message|><|end|><|start|>assistant",
             id="empty messages keep their place",
         ),
+        pytest.param(
+            [
+                {**user("Weather?"), "name": "bob_1"},
+                assistant("I look.", tool_calls=[WEATHER_CALL], reasoning="Need it.", name="ann"),
+                {**SUNNY, "name": "get_weather"},
+                assistant("Sunny.", name="eve"),
+                {**user("Thanks."), "name": None},
+            ],
+            "<|start|>user:bob_1<|message|>Weather?<|end|>"
+            "<|start|>assistant:ann<|channel|>commentary<|message|>I look.<|end|>"
+            + CALLED.replace("assistant", "assistant:ann")
+            + ANSWERED
+            + "<|start|>assistant:eve<|channel|>final<|message|>Sunny.<|end|>"
+            "<|start|>user<|message|>Thanks.<|end|><|start|>assistant",
+            id="an author's name follows the role, as openai-harmony's renderer writes it",
+        ),
+        pytest.param(
+            [user("Hm?"), assistant(reasoning="Hm.", name="ann")],
+            "<|start|>user<|message|>Hm?<|end|>"
+            "<|start|>assistant:ann<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant",
+            id="reasoning has its author's name too",
+        ),
     ],
 )
 def test_conversations(
@@ -244,6 +266,13 @@ def test_two_calls_are_answered_by_name(renderer: HarmonyRenderer) -> None:
         ([user("x"), tool("1", "nope")], None, "messages[1].tool_call_id"),
         ([{"role": "robot", "content": "x"}], None, "messages[0].role"),
         ([user("x")], "minimal", "reasoning_effort"),
+        ([{"role": "system", "content": "x", "name": "bob"}], None, "messages[0].name"),
+        ([user("x"), {"role": "developer", "content": "x", "name": "b"}], None, "messages[1].name"),
+        (
+            [assistant(tool_calls=[WEATHER_CALL]), {**SUNNY, "name": "other"}],
+            None,
+            "messages[1].name",
+        ),
     ],
 )
 def test_what_harmony_cannot_say_is_refused(

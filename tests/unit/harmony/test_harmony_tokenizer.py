@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -34,6 +35,23 @@ def test_encode_all_equals_encode_one_by_one(tiny: Tokenizer) -> None:
     """A batch gives each text the ids that it gets alone."""
     texts = ["", "hello", "<|end|>", "ä" * 100]
     assert tiny.encode_all(texts) == [tiny.encode(text) for text in texts]
+
+
+def test_texts_are_encoded_one_by_one() -> None:
+    """The library's threads are shared by all: there a small request would wait for a large one."""
+    backend = qwen_like()
+    sizes: list[int] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(backend, name)
+
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
+            sizes.append(len(texts))
+            return backend.encode_batch_fast(texts, **options)
+
+    Tokenizer(Counting()).encode_all(["a", "b", "c"])  # type: ignore[arg-type]
+    assert sizes == [1, 1, 1]
 
 
 def test_encoding_is_greedy_over_merges(tiny: Tokenizer) -> None:

@@ -58,17 +58,22 @@ class AttentionBackend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What reaches the attention function of every layer through `model.forward`."""
+    """What reaches the attention function of every layer through `model.forward`.
+
+    `written` [T] float32 sums all that the layers wrote for each token: it is finite exactly
+    where every key and value was.
+    """
 
     layers: Sequence[LayerKv]
     step: StepInput
     plan: StepPlan
+    written: torch.Tensor
 
 
 def write_kv(layer: LayerKv, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    """Store keys and values [T, kv_heads, dim] at `slots`. Non-finite numbers become 0: they can
-    only come from a sequence that has already failed, and must not reach one that later reads
-    the same block under a mask (0 * NaN is NaN)."""
+    """Store keys and values [T, kv_heads, dim] at `slots`. Non-finite numbers become 0: their
+    sequence fails at the end of the step (`StepContext.written`), and they must not reach one
+    that later reads the same block under a mask (0 * NaN is NaN)."""
     for pool, new in ((layer.keys, key), (layer.values, value)):
         flat = pool.view(-1, *pool.shape[2:])
         flat.index_copy_(0, slots, torch.nan_to_num(new, nan=0.0, posinf=0.0, neginf=0.0))
@@ -109,6 +114,9 @@ def paged_attention(
         step_context.step.slots[layer.group],
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
+    )
+    step_context.written.add_(
+        key[0].sum(dim=(0, 2), dtype=torch.float32) + value[0].sum(dim=(0, 2), dtype=torch.float32)
     )
     out = step_context.plan.attend(
         layer,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from gpt_oss_server.telemetry.names.metric import (
-    BATCH_TOKENS,
     ENGINE,
     GPUS,
     MEMORY,
     SELF,
-    STEP_S,
     Metric,
     read,
 )
+from gpt_oss_server.types import STEP_SECONDS_BOUNDS, STEP_TOKENS_BOUNDS
 
 ENGINE_ROWS: tuple[Metric, ...] = (
-    read("gpt_oss_engine_ready", "gauge", (), ENGINE, "1 while requests are taken, else 0."),
+    read("gpt_oss_engine_ready", "gauge", (), ENGINE, "Whether requests are taken now: 1 or 0."),
     read(
         "gpt_oss_engine_worker_restarts_total",
         "counter",
@@ -35,7 +34,7 @@ ENGINE_ROWS: tuple[Metric, ...] = (
         ("kind",),
         ENGINE,
         "Time of one step that was all prefill, all decode, or mixed.",
-        STEP_S,
+        STEP_SECONDS_BOUNDS,
     ),
     read(
         "gpt_oss_engine_batch_tokens",
@@ -43,7 +42,7 @@ ENGINE_ROWS: tuple[Metric, ...] = (
         ("kind",),
         ENGINE,
         "Tokens computed in one step.",
-        BATCH_TOKENS,
+        STEP_TOKENS_BOUNDS,
     ),
     read(
         "gpt_oss_engine_tokens_total",
@@ -180,17 +179,10 @@ SELF_ROWS: tuple[Metric, ...] = (
         "Events that a part of telemetry failed to take; no request is harmed.",
     ),
     read(
-        "gpt_oss_log_lines_dropped_total",
+        "gpt_oss_lines_dropped_total",
         "counter",
-        (),
+        ("writer",),
         SELF,
-        "Log lines lost to a slow or full disk.",
-    ),
-    read(
-        "gpt_oss_decision_lines_dropped_total",
-        "counter",
-        (),
-        SELF,
-        "Lines of the decision log lost to a slow or full disk.",
+        "Lines of the log, the decision log or the spans lost to a slow or full disk or collector.",
     ),
 )

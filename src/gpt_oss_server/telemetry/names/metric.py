@@ -15,7 +15,10 @@ Origin = Literal["event", "snapshot"]
 @dataclass(frozen=True)
 class Metric:
     """One row. `name` is as stored by Prometheus: counters end in `_total`; a histogram adds
-    `_bucket`, `_sum`, `_count`. `origin` says whether events move it or each scrape reads it."""
+    `_bucket`, `_sum`, `_count`. `origin` says whether events move it or each scrape reads it.
+
+    Raises ValueError for a row that contradicts itself.
+    """
 
     name: str
     kind: Kind
@@ -24,6 +27,12 @@ class Metric:
     group: str
     origin: Origin = "snapshot"
     buckets: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.kind == "histogram") != bool(self.buckets):
+            raise ValueError(f"{self.name}: a histogram has buckets, and nothing else has")
+        if (self.kind == "counter") != self.name.endswith("_total"):
+            raise ValueError(f"{self.name}: a counter ends in _total, and nothing else does")
 
 
 GROUPS = (
@@ -55,11 +64,6 @@ LATENCY_MS = (
 TOKENS = (
     *(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000, 131072),
 )
-STEP_S = (
-    *(0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
-    *(2.5, 5.0),
-)
-BATCH_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 DECISION_S = (
     *(5e-6, 1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 7.5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2),
 )
@@ -83,6 +87,7 @@ def moved(
     help: str,
     buckets: tuple[float, ...] = (),
 ) -> Metric:
+    """A row that events move."""
     return Metric(name, kind, labels, help, group, "event", buckets)
 
 
@@ -94,4 +99,5 @@ def read(
     help: str,
     buckets: tuple[float, ...] = (),
 ) -> Metric:
+    """A row that each scrape reads."""
     return Metric(name, kind, labels, help, group, "snapshot", buckets)
