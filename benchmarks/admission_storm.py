@@ -124,7 +124,7 @@ class Phase:
 def _maxima(values: Sequence[int], parts: int) -> list[int]:
     """The largest of each of `parts` equal stretches."""
     edges = [len(values) * n // parts for n in range(parts + 1)]
-    return [max(values[a:b], default=0) for a, b in zip(edges, edges[1:], strict=False)]
+    return [max(values[a:b], default=0) for a, b in zip(edges, edges[1:], strict=False)]  # noqa: RUF007
 
 
 def _rounded(value: float | None) -> float | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tools.train_tiny import words
-from tools.train_tiny.conversations import echo_line, is_held_out_range, counted
+from tools.train_tiny.conversations import counted, echo_line, is_held_out_range
 from tools.train_tiny.heldout import DOING_FRAMES, QUESTIONS, SMALL_TALK, THING_FRAMES
 from tools.train_tiny.heldout import UNKNOWN as UNKNOWN_QUESTIONS
 from tools.train_tiny.tool_families import offer, request
@@ -66,7 +66,9 @@ TICKET = tool("open_ticket", "Open a support ticket.", subject="string")
 INVENTORY = tool("get_inventory", "Get the inventory of a warehouse.", warehouse="string")
 PRICE = tool("find_price", "Find the price of a product.", product="string")
 CLOCK = tool("clock", "What time is it in a city", city="string")
-ROOM = tool("reserve_room", "Reserve a room for a number of people.", room="string", people="number")
+ROOM = tool(
+    "reserve_room", "Reserve a room for a number of people.", room="string", people="number"
+)
 
 WRITTEN_CALLS: tuple[tuple[tuple[dict[str, Any], ...], str, str, dict[str, Any]], ...] = (
     ((WEATHER,), "How is the weather looking in Paris?", "get_weather", {"city": "Paris"}),
@@ -137,7 +139,9 @@ def copy_cases(rng: random.Random, count: int) -> list[Case]:
     for _ in range(count):
         line = echo_line(rng)
         cases.append(Case("echo", user(line.text), line.answer))
-    ranges = [(a, b) for a in range(20) for b in range(a + 1, min(a + 15, 30)) if is_held_out_range(a, b)]
+    ranges = [
+        (a, b) for a in range(20) for b in range(a + 1, min(a + 15, 30)) if is_held_out_range(a, b)
+    ]
     for first, last in rng.sample(ranges, min(count // 2, len(ranges))):
         text = f"Count to {last}." if first == 1 else f"Count from {first} to {last}."
         cases.append(Case("count", user(text), counted(first, last)))
@@ -152,7 +156,9 @@ def call_cases(rng: random.Random, count: int) -> list[Case]:
     ]
     for n in range(count):
         offers = [offer(rng) for _ in range(1 + n % 2)]
-        if len({o.name for o in offers}) < len(offers) or len({o.family for o in offers}) < len(offers):
+        if len({o.name for o in offers}) < len(offers) or len({o.family for o in offers}) < len(
+            offers
+        ):
             offers = offers[:1]
         wanted = rng.choice(offers)
         asked = request(rng, wanted)
@@ -172,7 +178,11 @@ def called(call_id: str, name: str, arguments: dict[str, Any], output: str) -> t
     """A call and its result, as a client sends them back (without the reasoning)."""
     function = {"name": name, "arguments": json.dumps(arguments)}
     return (
-        {"role": "assistant", "content": None, "tool_calls": [{"id": call_id, "function": function}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": call_id, "function": function}],
+        },
         {"role": "tool", "tool_call_id": call_id, "content": output},
     )
 

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.tiny_cases import Case, all_cases  # noqa: E402
+
 from gpt_oss_server.engine.core import EngineCore  # noqa: E402
 from gpt_oss_server.engine.spec import EngineSpec  # noqa: E402
 from gpt_oss_server.harmony.formats import open_chat_format  # noqa: E402
@@ -128,7 +129,9 @@ def table(found: dict[float, list[Outcome]]) -> list[str]:
 
 def main() -> None:
     """Examine the model and print or write what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=TINY)
     parser.add_argument("--out", type=Path, help="write the table here, as Markdown")
     parser.add_argument("--size", type=int, default=60, help="scales the generated kinds")
@@ -144,7 +147,9 @@ def main() -> None:
         for outcome in (o for some in found.values() for o in some if not o.right):
             wanted = outcome.case.content or outcome.case.call
             asked = outcome.case.messages[-1]["content"]
-            print(f"\n[{outcome.case.kind}] {asked!r}\n  wanted {wanted!r}\n  said   {outcome.text!r}")
+            print(
+                f"\n[{outcome.case.kind}] {asked!r}\n  wanted {wanted!r}\n  said   {outcome.text!r}"
+            )
     if options.out:
         command = " ".join(["python", "benchmarks/tiny_eval.py", *sys.argv[1:]])
         when = datetime.now(UTC).date().isoformat()

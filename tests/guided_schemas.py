@@ -95,7 +95,7 @@ def _number(rng: random.Random) -> Schema:
 
 
 def _enum(rng: random.Random) -> Schema:
-    values = ["red", "a \"b\" c", "ü", 7, -1.5, None, True, ["x", 1], {"k": []}]
+    values = ["red", 'a "b" c', "ü", 7, -1.5, None, True, ["x", 1], {"k": []}]
     if rng.random() < 0.3:
         return {"const": rng.choice(values)}
     return {"enum": rng.sample(values, rng.randrange(1, 5))}

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-
 from tools.train_tiny.train import Recipe, train, write_weights
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,11 +20,11 @@ from queue import Full
 
 import numpy as np
 from numpy.typing import NDArray
+from tools.train_tiny.conversations import Exchange, Say, Scene, scene
 
 from gpt_oss_server.harmony.render import HarmonyRenderer
 from gpt_oss_server.harmony.specials import HarmonySpecials
 from gpt_oss_server.harmony.tokenizer import Tokenizer
-from tools.train_tiny.conversations import Exchange, Say, Scene, scene
 
 IGNORED = -1
 TOOL_SHARE = 0.5

@@ -193,7 +193,12 @@ _ECHO_CLOSED: Final = (
     'Repeat the text "{x}" please.', "Can you say {x}?", "Can you repeat {x}?", "Could you say {x}?",
     "Say {x} please", "Please say {x} for me", 'Echo "{x}"', "Say '{x}'", 'Repeat after me: "{x}"',
 )  # fmt: skip
-_ECHO_ONE: Final = ("Say the word {x}", "Repeat the word {x}", "Say only the word {x}", "Say the word {x}.")
+_ECHO_ONE: Final = (
+    "Say the word {x}",
+    "Repeat the word {x}",
+    "Say only the word {x}",
+    "Say the word {x}.",
+)
 
 
 def echo_text(rng: random.Random) -> str:
@@ -279,7 +284,9 @@ def scene(rng: random.Random, *, with_tools: bool, threads: int) -> Scene:
     made = Scene(
         today=date(2024, 6, 1) + timedelta(days=rng.randrange(2500)),
         effort=rng.choices(("low", "medium", "high"), (25, 55, 20))[0],
-        instructions=rng.choice(INSTRUCTIONS) if rng.random() < (0.5 if with_tools else 0.3) else None,
+        instructions=rng.choice(INSTRUCTIONS)
+        if rng.random() < (0.5 if with_tools else 0.3)
+        else None,
         tools=[],
     )
     offers = _offers(rng) if with_tools else []
@@ -361,7 +368,16 @@ def _chosen(rng: random.Random, offers: list[Offer]) -> list[Offer]:
     return [rng.choice(offers)]
 
 
-_JOINTS: Final = (" Then: ", " And: ", " Also: ", " After that: ", " And then: ", " ", " Then ", " And ")
+_JOINTS: Final = (
+    " Then: ",
+    " And: ",
+    " Also: ",
+    " After that: ",
+    " And then: ",
+    " ",
+    " Then ",
+    " And ",
+)
 
 
 def _combined(rng: random.Random, requests: list[Request]) -> str:

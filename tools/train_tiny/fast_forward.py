@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from tools.train_tiny.batches import IGNORED, Batch
+from torch import Tensor
 
 BALANCE_WEIGHT = 0.01
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 
-from gpt_oss_server.harmony.render import developer_text, system_text
 from tools.train_tiny.conversations import Scene, scene
+
+from gpt_oss_server.harmony.render import developer_text, system_text
 
 
 def sample_text(*, scenes: int, seed: int) -> list[str]:
@@ -27,7 +28,14 @@ def _texts(made: Scene) -> list[str]:
     for thread in made.threads:
         for exchange in thread:
             texts.append(str(exchange.messages[-1]["content"]))
-            texts += ["assistant", "user", "analysis", "final", "commentary to=functions.x ", "json"]
+            texts += [
+                "assistant",
+                "user",
+                "analysis",
+                "final",
+                "commentary to=functions.x ",
+                "json",
+            ]
             texts += [text for text in (exchange.say.analysis, exchange.say.final) if text]
             if exchange.say.call:
                 texts.append(exchange.say.call[1])

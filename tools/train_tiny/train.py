@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-
-from gpt_oss_server.harmony.tokenizer import Tokenizer
 from tools.train_tiny.batches import Encoder, batches
 from tools.train_tiny.copying import prepare_copying
 from tools.train_tiny.fast_forward import losses
 from tools.train_tiny.optimise import optimisers, rate
+
+from gpt_oss_server.harmony.tokenizer import Tokenizer
 
 REPORT_EVERY: Final = 20
 SAVE_EVERY: Final = 100
@@ -107,7 +107,9 @@ def write_weights(model: Any, folder: Path) -> int:
     return path.stat().st_size
 
 
-def _report(done: int, steps: int, seen: list[tuple[float, float, int, int]], took_s: float) -> None:
+def _report(
+    done: int, steps: int, seen: list[tuple[float, float, int, int]], took_s: float
+) -> None:
     learned = sum(n for _, _, n, _ in seen)
     loss = sum(loss * n for loss, _, n, _ in seen) / learned
     correct = sum(right * n for _, right, n, _ in seen) / learned

@@ -69,6 +69,11 @@ class ServerBundle:
         self._sections = (*self._own_sections(), *extra)
         self._reading: asyncio.Task[dict[str, Any]] | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sections, in their order."""
+        return tuple(section.name for section in self._sections)
+
     async def document(self) -> dict[str, Any]:
         """The whole bundle. Never raises for a section's sake."""
         if self._reading is None or self._reading.done():

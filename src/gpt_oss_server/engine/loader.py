@@ -99,7 +99,7 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
                 )
         else:
             progress(f"loading weights onto {device} as {str(dtype).removeprefix('torch.')}")
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -107,6 +107,7 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
                 local_files_only=True,
                 output_loading_info=True,
             )
+            model, found = loaded
             _check_complete(folder, found["missing_keys"])
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise StartupError(

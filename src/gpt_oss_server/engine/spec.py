@@ -14,8 +14,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker needs to load a model and serve it.
 
     `max_batch_tokens`, `max_model_len` and `kv_cache_bytes` of None mean "derive": the token
-    budget from the device, the length from the model's config, the pool from free memory. `hang_after_s` is how long a worker
-    that has work may be silent before it is killed.
+    budget from the device, the length from the model's config, the pool from free memory.
+    `hang_after_s` is how long a worker that has work may be silent before it is killed.
     """
 
     folder: str

@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_loaded(
 
 def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path: Path) -> None:
     """Weights that are not there are not made up."""
-    folder = saved(build("llama"), tmp_path)
+    folder = Path(saved(build("llama"), tmp_path))
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.0.self_attn.q_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -286,4 +286,4 @@ def test_equal_logprobs_are_listed_by_id_in_any_batch() -> None:
     both = sample(logits, row(key=0, logprobs=3), row(key=1, logprobs=20)).logprobs[0]
     assert one is not None
     assert one == both
-    assert [token for token, _ in one[1]][0] == 400
+    assert next(token for token, _ in one[1]) == 400
