@@ -152,7 +152,6 @@ def completion(**fields: Any) -> CompletionRequest:
             "stream_options.include_obfuscation",
         ),
         ({"reasoning_effort": "extreme"}, "reasoning_effort"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"store": True}, "store"),
         ({"service_tier": "flex"}, "service_tier"),
