@@ -22,6 +22,9 @@ ATTEMPTS: Final = 4
 BEST_OF: Final = 8
 MAX_BYTES: Final = 16 << 10
 SUFFIXES: Final = 8
+
+# Most texts are short; an attempt that goes round in circles should notice early.
+_WIDENING_BYTES: Final = (512, 4 << 10, MAX_BYTES)
 BYTES_PER_TOKEN: Final = 8
 """Longer than what a token stands for on the way to an ending."""
 
@@ -51,9 +54,12 @@ def shortest_text(
     matcher: LLMatcher, vocabulary: GuidedVocabulary, *, json: bool
 ) -> tuple[int, ...] | None:
     """The shortest of several endings; for a grammar's start, when there is time to look."""
-    found = _endings(matcher, vocabulary, BEST_OF, MAX_BYTES, json=json)
-    best = min(found, key=len, default=None)
-    return None if best is None else tuple(best)
+    for most_bytes in _WIDENING_BYTES:
+        found = _endings(matcher, vocabulary, BEST_OF, most_bytes, json=json)
+        best = min(found, key=len, default=None)
+        if best is not None:
+            return tuple(best)
+    return None
 
 
 def kept_closing(

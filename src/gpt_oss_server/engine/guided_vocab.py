@@ -28,12 +28,15 @@ BITS_PER_WORD = 32
 @dataclass(frozen=True)
 class GuidedVocabulary:
     """`text_bits` [words] are the ids that stand for text; `byte_ids[b]` is the token of the
-    single byte b, -1 where there is none; `end_id` is the virtual end."""
+    single byte b, -1 where there is none, and `byte_words`, `byte_flags` [256] say where its bit
+    is; `end_id` is the virtual end."""
 
     tokenizer: LLTokenizer
     end_id: int
     text_bits: Bits
     byte_ids: tuple[int, ...]
+    byte_words: npt.NDArray[np.int64]
+    byte_flags: Bits
 
     @property
     def words(self) -> int:
@@ -41,9 +44,8 @@ class GuidedVocabulary:
 
     def single_bytes(self, bits: Bits) -> list[int]:
         """The bytes whose own tokens are in a set of ids, in order."""
-        ids = np.asarray(self.byte_ids)
-        found = bits[ids // BITS_PER_WORD] >> (ids % BITS_PER_WORD) & 1
-        return np.flatnonzero((found == 1) & (ids >= 0)).tolist()
+        found = bits[self.byte_words] & self.byte_flags
+        return np.flatnonzero(found).tolist()
 
     def ids_of(self, text: bytes) -> list[int]:
         """Tokens for `text`, few rather than canonical; [] where it cannot be written."""
@@ -94,11 +96,15 @@ def load_vocabulary(folder: Path, vocab_size: int) -> GuidedVocabulary:
     single = {token[0]: i for i, token in reversed(list(enumerate(tokens))) if len(token) == 1}
     text_bits = np.zeros(-(-(vocab_size + 1) // BITS_PER_WORD), dtype=np.int32)
     set_bits(text_bits, [i for i, token in enumerate(tokens) if token])
+    byte_ids = np.array([single.get(byte, -1) for byte in range(256)])
+    flags = np.left_shift(np.uint32(1), (byte_ids % BITS_PER_WORD).astype(np.uint32))
     return GuidedVocabulary(
         tokenizer=LLTokenizer(TokenizerWrapper(_Wrapped(tokens, tokenizer))),
         end_id=vocab_size,
         text_bits=text_bits,
-        byte_ids=tuple(single.get(byte, -1) for byte in range(256)),
+        byte_ids=tuple(byte_ids.tolist()),
+        byte_words=byte_ids // BITS_PER_WORD,
+        byte_flags=np.where(byte_ids < 0, np.uint32(0), flags).view(np.int32),
     )
 
 
