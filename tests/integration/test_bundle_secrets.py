@@ -144,10 +144,11 @@ def test_nothing_planted_is_found(
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     engine = FakeEngine(script)
+    log = tmp_path / f"{MARK}-log"
     admin = {"authorization": f"Bearer {ADMIN}"}
     with (
         bundle_server(
-            tmp_path / f"{MARK}-log",
+            log,
             settings,
             engine=engine,
             chat_format=QuotingFormat(),
@@ -164,6 +165,8 @@ def test_nothing_planted_is_found(
         except KeyError:
             logging.getLogger("some.library").exception("failed on %s", MARK)
             logging.getLogger("gpt_oss_server.somewhere").exception("one of ours failed")
+        while b"one of ours failed" not in log.read_bytes():
+            pass  # a thread writes the log
         server.steer(engine.close_gate)
         running = pool.submit(
             server.http.post,
