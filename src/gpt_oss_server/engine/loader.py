@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gpt_oss_server.engine.packed import can_pack, pack_weights
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import StartupError
 
@@ -118,7 +119,11 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
         raise StartupError(f"{folder}: cannot load the model: {_line(error)}") from error
     model.eval()
     model.requires_grad_(False)
-    return _describe(model, device, dtype)
+    described = _describe(model, device, dtype)
+    if can_pack(device, dtype):
+        progress("laying out the weights for this CPU")
+        pack_weights(model)
+    return described
 
 
 def _check_complete(folder: Path, missing: Collection[str]) -> None:
