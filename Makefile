@@ -45,9 +45,11 @@ format: setup  ## fix formatting and what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup  ## write the generated pages of docs/
+docs: setup  ## write the generated pages of docs/ and deploy/grafana/
 	$(BIN)/python -m gpt_oss_server.config_doc > docs/configuration.md
 	$(BIN)/python -m gpt_oss_server.metrics_doc > docs/metrics.md
+	$(BIN)/python -m tools.dashboards
+	$(BIN)/python -m tools.api_table > docs/api.md
 
 bench: bench-engine  ## every benchmark
 

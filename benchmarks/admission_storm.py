@@ -4,6 +4,9 @@
     python benchmarks/admission_storm.py --seconds 60
     python benchmarks/admission_storm.py --quick          # a smoke run; writes nothing
 
+Results are written, dated, to `benchmarks/results/`. Exits 2 when a promise is broken; a smoke run
+is too short to judge goodput and memory by.
+
 Starts `gpt-oss-server serve` with the built-in model and a KV pool of 64 MiB. Prompts are random
 text of 100 to 30,000 tokens (log-uniform), outputs 8 to 128 tokens, half of the bounds left open.
 Three phases, each to its last answer:
@@ -43,8 +46,8 @@ import psutil
 from engine_bench import machine
 from engine_bench.systems import BenchError, HttpSystem
 from http_load import Answer, Prompts, calibrate, complete, nearest_rank
+from promises import RESULTS, Promise, exit_status, keep, table
 
-RESULTS = Path(__file__).resolve().parent / "results"
 REST_TIMEOUT_S = 120.0
 WHEN = ("before", "after")
 
@@ -291,17 +294,7 @@ def measure(load: Load, seed: int, flags: Sequence[str], work: Path) -> dict[str
     return {"machine": machine.describe(None), "load": asdict(load), **result}
 
 
-@dataclass(frozen=True)
-class Check:
-    """One promise: what was found against what was promised."""
-
-    what: str
-    found: str
-    target: str
-    met: bool
-
-
-def checks(result: dict[str, Any]) -> list[Check]:
+def promises(result: dict[str, Any]) -> list[Promise]:
     """Every promise that a storm can break."""
     phases, rest = result["phases"], result["rest"]
     best = max(phases[f"unloaded {when}"]["goodput_tokens_per_s"] for when in WHEN)
@@ -317,17 +310,24 @@ def checks(result: dict[str, Any]) -> list[Check]:
     grown = quarters[3] - quarters[1]
     alive = result["alive"] and not rest["restarts"]
     return [
-        Check("goodput in the storm / un-overloaded", f"{goodput:.1%}", "≥ 90 %", goodput >= 0.9),
-        Check("5xx answers, broken streams, lost connections", str(bad), "0", bad == 0),
-        Check("out of memory, crashes, restarts", "none" if alive else "some", "none", alive),
-        Check(
+        Promise(
+            "goodput in the storm / un-overloaded",
+            f"{goodput:.1%}",
+            "≥ 90 %",
+            goodput >= 0.9,
+            timing=True,
+        ),
+        Promise("5xx answers, broken streams, lost connections", str(bad), "0", bad == 0),
+        Promise("out of memory, crashes, restarts", "none" if alive else "some", "none", alive),
+        Promise(
             "left at rest: " + ", ".join(left), str(sum(left.values())), "0", not any(left.values())
         ),
-        Check(
+        Promise(
             "resident memory, last quarter of the storm against its second",
             f"{grown / 2**20:+.1f} MiB",
             "≤ 64 MiB",
             grown <= 64 * 2**20,
+            timing=True,
         ),
     ]
 
@@ -349,13 +349,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{load['prompt_tokens'][1]:,} tokens; {load['abandoned_share']:.0%} of the storm's "
         f"requests abandoned; {load['seconds']:g} s of storm.",
         "",
-        "| promise | found | target | met |",
-        "|---|---|---|---|",
-    ]
-    for check in checks(result):
-        met = "yes" if check.met else "**no**"
-        lines.append(f"| {check.what} | {check.found} | {check.target} | {met} |")
-    lines += [
+        *table(promises(result)),
         "",
         "| phase | clients | statuses | abandoned | complete | mean prompt | computed tokens/s "
         "| useful | goodput tokens/s | TTFT p50 s |",
@@ -415,11 +409,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     folder = args.out or (None if args.quick else RESULTS)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"{result['machine']['date'][:10]}-admission-storm"
-        (folder / f"{name}.md").write_text(text)
-        (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+        keep(folder, result["machine"]["date"], "admission-storm", text, result)
+    return exit_status(promises(result), quick=args.quick)
 
 
 if __name__ == "__main__":

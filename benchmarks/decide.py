@@ -1,30 +1,34 @@
 """How long one routing decision takes, over random facts and fleets of 1, 8 and 64 replicas.
 
-    python benchmarks/decide.py                  # 1,000,000 decisions per fleet size
-    python benchmarks/decide.py --count 100000 --out decide.json
+    python benchmarks/decide.py                  # 1,000,000 decisions per fleet size, a minute
+    python benchmarks/decide.py --quick          # a smoke run; writes nothing
 
-Times one `decide` call each, garbage collection on, nothing else in the process. `--out` writes
-JSON or, for a name ending in `.md`, a table. The timer's own cost is measured and printed, not
-subtracted.
+Times one `decide` call each, garbage collection on, nothing else in the process. The timer's own
+cost is measured and printed, not subtracted. Results are written, dated, to
+`benchmarks/results/`. Exits 2 when a decision contradicts itself or, in a full run, when a target
+is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import random
 import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt_oss_server.facts import FleetView, GpuView, ReplicaView, RequestFacts
+from engine_bench import machine
+from gpt_oss_server.facts import Decision, FleetView, GpuView, ReplicaView, RequestFacts
 from gpt_oss_server.routing import RoutingConfig, TriggerPolicy
+from promises import RESULTS, Promise, exit_status, keep, table
 
+TARGET_REPLICAS = 8
+TARGETS_US = {"p50_us": 10.0, "p99_us": 50.0}
+QUICK_COUNT = 20_000
 GIB = 1 << 30
 KV_BYTES_PER_TOKEN = 24_576
 VARIANTS = 1024
@@ -78,6 +82,19 @@ def random_fleet(rng: random.Random, replicas: int) -> FleetView:
     )
 
 
+def sound(request: RequestFacts, fleet: FleetView, decision: Decision) -> bool:
+    """Whether a decision agrees with itself and names every replica once."""
+    named = [entry.id for entry in (*decision.ranking, *decision.excluded)]
+    first = decision.ranking[0].route if decision.ranking else None
+    return (
+        (decision.route == "multi_gpu") == (decision.trigger is not None)
+        and bool(decision.reasons) == (decision.trigger is not None)
+        and decision.executed == first
+        and sorted(named) == sorted(replica.id for replica in fleet.replicas)
+        and decision.predicted_kv_bytes == request.predicted_kv_bytes
+    )
+
+
 def measure(replicas: int, count: int, seed: int) -> dict[str, Any]:
     """Quantiles, in microseconds, of `count` decisions with a fleet of `replicas`."""
     rng = random.Random(seed)
@@ -86,8 +103,8 @@ def measure(replicas: int, count: int, seed: int) -> dict[str, Any]:
     fleets = [random_fleet(rng, replicas) for _ in range(VARIANTS)]
     clock = time.perf_counter_ns
     decide = policy.decide
-    for index in range(VARIANTS):
-        decide(facts[index], fleets[index])
+    pairs = list(zip(facts, fleets, strict=True))
+    unsound = sum(not sound(*pair, decide(*pair)) for pair in pairs)
     times_ns = [0] * count
     triggered = 0
     for index in range(count):
@@ -99,7 +116,7 @@ def measure(replicas: int, count: int, seed: int) -> dict[str, Any]:
         times_ns[index] = clock() - start
         triggered += decision.trigger is not None
     times_ns.sort()
-    row: dict[str, Any] = {"replicas": replicas, "decisions": count}
+    row: dict[str, Any] = {"replicas": replicas, "decisions": count, "unsound": unsound}
     for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)):
         row[f"{name}_us"] = round(times_ns[math.ceil(share * count) - 1] / 1000, 2)
     row["triggered_percent"] = round(100 * triggered / count, 1)
@@ -113,12 +130,31 @@ def timer_cost_us() -> float:
     return round(gaps[len(gaps) // 2] / 1000, 3)
 
 
-def as_table(result: dict[str, Any]) -> str:
+def promises(result: dict[str, Any]) -> list[Promise]:
+    rows = result["rows"]
+    unsound = sum(row["unsound"] for row in rows)
+    found = [Promise("decisions that contradict themselves", str(unsound), "0", unsound == 0)]
+    for row in rows:
+        if row["replicas"] == TARGET_REPLICAS:
+            for name, most in TARGETS_US.items():
+                what = f"{name.removesuffix('_us')} with {TARGET_REPLICAS} replicas"
+                met = row[name] <= most
+                found.append(Promise(what, f"{row[name]} µs", f"≤ {most:g} µs", met, timing=True))
+    return found
+
+
+def markdown(result: dict[str, Any]) -> str:
+    described = result["machine"]
     lines = [
-        f"# Decision latency, {result['date']}",
+        "# Decision latency",
         "",
-        f"{result['machine']}; Python {result['python']}; `{result['command']}`; "
-        f"timer {result['timer_us']} µs per reading.",
+        f"{described['date']}; {described['cpu']}, {described['cores']} cores, "
+        f"{described['memory_gib']} GiB; Python {described['python']}; load average at the end "
+        f"{described['load_average']}; timer {result['timer_us']} µs per reading.",
+        "",
+        f"`{result['command']}`",
+        "",
+        *table(promises(result)),
         "",
         "| replicas | decisions | p50 µs | p90 µs | p99 µs | p99.9 µs | triggered |",
         "|---|---|---|---|---|---|---|",
@@ -131,29 +167,30 @@ def as_table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--count", type=int, default=1_000_000, help="decisions per fleet size")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, help="decisions per fleet size (default: 1,000,000)")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--quick", action="store_true", help="a smoke run; writes no results")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write .json or .md here as well")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: results/)")
     args = parser.parse_args(argv)
-    if args.count < 1 or min(args.replicas) < 1:
+    count = args.count or (QUICK_COUNT if args.quick else 1_000_000)
+    if count < 1 or min(args.replicas) < 1:
         parser.error("--count and --replicas must be at least 1")
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "command": f"python benchmarks/decide.py --count {args.count} --seed {args.seed}",
+    result: dict[str, Any] = {
+        "machine": machine.describe(None),
+        "command": f"python benchmarks/decide.py --count {count} --seed {args.seed}",
         "timer_us": timer_cost_us(),
-        "rows": [measure(replicas, args.count, args.seed) for replicas in args.replicas],
+        "rows": [measure(replicas, count, args.seed) for replicas in args.replicas],
     }
-    table = as_table(result)
-    sys.stdout.write(table)
-    if args.out is not None:
-        text = table if args.out.suffix == ".md" else json.dumps(result, indent=2) + "\n"
-        args.out.write_text(text)
-    return 0
+    result["machine"]["load_average"] = round(os.getloadavg()[0], 1)
+    text = markdown(result)
+    sys.stdout.write(text)
+    folder = args.out or (None if args.quick else RESULTS)
+    if folder is not None:
+        keep(folder, result["machine"]["date"], "decide", text, result)
+    return exit_status(promises(result), quick=args.quick)
 
 
 if __name__ == "__main__":

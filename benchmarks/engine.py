@@ -27,6 +27,7 @@ from typing import Any
 from engine_bench import figures, machine, report, sections, systems
 from engine_bench.figures import Round
 from engine_bench.systems import BenchError, HttpSystem, LineSystem
+from gpt_oss_server.engine.client import KEEP_FREED_MEMORY
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SECTIONS = ("closed", "boundary", "prefix", "mixed", "kv")
@@ -96,7 +97,9 @@ class Run:
         }
         model = self._model
         self._ours = systems.our_server(model, work / "ours.log")
-        self._core = LineSystem("ours, in-process", "inprocess", model, work / "inprocess.log")
+        self._core = LineSystem(
+            "ours, in-process", "inprocess", model, work / "inprocess.log", KEEP_FREED_MEMORY
+        )
         self._static = LineSystem("generate, static", "static_batches", model, work / "static.log")
         self._servers: list[HttpSystem] = [self._ours]
         if usable:

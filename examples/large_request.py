@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import threading
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -23,14 +24,19 @@ OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 def ask(path: str, body: dict[str, Any] | None = None) -> tuple[Any, Any]:
-    """Headers and JSON of an answer."""
+    """Headers and JSON of an answer; ends the program with one line where there is none."""
     request = urllib.request.Request(
         BASE + path,
         data=None if body is None else json.dumps(body).encode(),
         headers={"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
     )
-    with OPEN(request) as response:
-        return response.headers, json.load(response)
+    try:
+        with OPEN(request) as response:
+            return response.headers, json.load(response)
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{path}: {error.code} {error.read().decode(errors='replace')}")
+    except urllib.error.URLError as error:
+        sys.exit(f"{BASE} does not answer ({error.reason}): start the server first, `make run`")
 
 
 def most_in_use(done: threading.Event) -> dict[str, int]:
@@ -56,11 +62,15 @@ def main() -> None:
         try:
             body = {"model": model, "prompt": prompt, "max_tokens": 16}
             answers.append(ask("/v1/completions", body))
+        except SystemExit as refused:
+            print(refused, file=sys.stderr)
         finally:
             done.set()
 
     threading.Thread(target=send).start()
     seen = most_in_use(done)
+    if not answers:
+        sys.exit(1)
     ((headers, answer),) = answers
     print(f"prompt tokens:  {answer['usage']['prompt_tokens']}")
     for name in ("X-Route", "X-Route-Reason"):

@@ -30,11 +30,13 @@ def attributes(pairs: list[KeyValue]) -> dict[str, Any]:
 
 
 class OtlpReceiver:
-    """`status` is what it answers. With `mute` it takes a request and never answers."""
+    """`status` is what it answers. With `mute` it takes a request and never answers; with `slow`
+    it answers once it was told to `release`."""
 
-    def __init__(self, *, status: int = 200, mute: bool = False) -> None:
+    def __init__(self, *, status: int = 200, mute: bool = False, slow: bool = False) -> None:
         self.status = status
         self.mute = mute
+        self.slow = slow
         self.spans: list[Span] = []
         self.resources: list[dict[str, Any]] = []
         self.scopes: list[str] = []
@@ -50,8 +52,9 @@ class OtlpReceiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 receiver._take(self.path, dict(self.headers), body)
-                if receiver.mute:
+                if receiver.mute or receiver.slow:
                     receiver._released.wait(WAIT_S)
+                if receiver.mute:
                     self.close_connection = True
                     return
                 answer = ExportTraceServiceResponse().SerializeToString()
@@ -78,6 +81,10 @@ class OtlpReceiver:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(WAIT_S)
+
+    def release(self) -> None:
+        """Answer what waits, and from now on at once."""
+        self._released.set()
 
     def wait_for_posts(self, count: int) -> None:
         with self._changed:

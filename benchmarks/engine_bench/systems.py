@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,17 @@ class HttpSystem:
 class LineSystem:
     """A process that answers one JSON line with another."""
 
-    def __init__(self, name: str, module: str, folder: Path, log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        folder: Path,
+        log: Path,
+        extra_environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._command = [sys.executable, "-m", f"engine_bench.{module}", str(folder)]
+        self._environment = environment() | dict(extra_environment or {})
         self._log = log
         self._process: subprocess.Popen[str] | None = None
 
@@ -152,7 +160,7 @@ class LineSystem:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                env=environment(),
+                env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

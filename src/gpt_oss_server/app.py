@@ -35,13 +35,18 @@ from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import StartupError
 from gpt_oss_server.events import Event
 from gpt_oss_server.gpus import count_gpus
-from gpt_oss_server.hub import ModelName, ResolvedModel, identify, resolve_model
+from gpt_oss_server.heap import settle_heap
+from gpt_oss_server.http_protocol import ConnectionLimits
+from gpt_oss_server.hub import ModelName, ResolvedModel, check_local, identify, resolve_model
 from gpt_oss_server.lifecycle import App, HttpServer, StopSignals, drain, in_daemon_thread
 from gpt_oss_server.listener import listen, url_of
 from gpt_oss_server.nccl import NcclSettings, nccl_environment
+from gpt_oss_server.open_files import connection_bound, raise_open_file_limit
 from gpt_oss_server.parts import Instruments, build_desk, check_desk_settings
+from gpt_oss_server.paths import check_appendable
 from gpt_oss_server.pending import PendingChatFormat, PendingEngine
-from gpt_oss_server.ports import ChatFormat, Engine
+from gpt_oss_server.ports import ChatFormat, Engine, GpuProbe
+from gpt_oss_server.responses_parts import build_store, check_responses_settings
 from gpt_oss_server.telemetry.logs import LogWriter
 from gpt_oss_server.telemetry.tracing import check_tracing_settings
 from gpt_oss_server.telemetry_parts import Telemetry, log_to
@@ -74,12 +79,14 @@ def _make_engine(spec: EngineSpec, emit: Callable[[Event], None]) -> Engine:
 
 @dataclass(frozen=True)
 class Parts:
-    """The makers of what reaches outside this process; a test gives its own."""
+    """The makers of what reaches outside this process; a test gives its own. `probe` is asked for
+    the GPUs instead of the one that fits the engine's device."""
 
     resolve_model: Callable[[Settings], ResolvedModel] = _resolve_model
     open_chat_format: Callable[[Path], ChatFormat] = _open_chat_format
     make_engine: Callable[[EngineSpec, Callable[[Event], None]], Engine] = _make_engine
     count_gpus: Callable[[], int] = _count_gpus
+    probe: GpuProbe | None = None
 
 
 def serve(settings: Settings, parts: Parts | None = None) -> int:
@@ -89,8 +96,11 @@ def serve(settings: Settings, parts: Parts | None = None) -> int:
         StartupError: one line that says why it cannot start and what to do.
     """
     parts = parts or Parts()
+    check_appendable("log_file", settings.log_file)
+    check_appendable("decision_log", settings.decision_log)
     check_desk_settings(settings)
     check_tracing_settings(settings)
+    check_responses_settings(settings)
     with log_to(settings) as logs:
         logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
         status, prepared = _run(settings, parts, logs)
@@ -106,7 +116,10 @@ def _run(settings: Settings, parts: Parts, logs: LogWriter) -> tuple[int, bool]:
     """The exit status, and whether the model's files were complete when it ended."""
     _check_gpus(settings, parts.count_gpus)
     identity = identify(settings.model)
-    with contextlib.closing(listen(settings.host, settings.port)) as listener:
+    check_local(settings.model, weights=settings.load_format != "random")
+    with contextlib.closing(
+        listen(settings.host, settings.port, stall_timeout_s=settings.stall_timeout_s)
+    ) as listener:
         telemetry = Telemetry(settings, identity, logs)
         server = _Server(settings, parts, identity, listener, telemetry)
         with contextlib.closing(telemetry):
@@ -138,6 +151,7 @@ class _Server:
         self._nccl: NcclSettings | None = None
         self._text_pool = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
         self._bulk_pool = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="bulk")
+        self._responses = build_store(settings, os.environ)
         self._draining = False
         self.prepared = True
 
@@ -145,7 +159,11 @@ class _Server:
         """Up, serve, down. Returns the exit status; raises StartupError if it never got up."""
         signals = StopSignals()
         signals.install()
-        http = HttpServer(self._waiting_app("preparing the model files"), self._listener)
+        http = HttpServer(
+            self._waiting_app("preparing the model files"),
+            self._listener,
+            connection_limits(self._settings),
+        )
         serving = asyncio.create_task(http.run_until_stopped())
         coming_up = asyncio.create_task(self._come_up(http))
         stop = asyncio.create_task(signals.requested.wait())
@@ -167,6 +185,8 @@ class _Server:
             self._bulk_pool.shutdown(wait=False, cancel_futures=True)
             if self._instruments is not None:
                 self._instruments.close()
+            if self._responses is not None:
+                self._responses.close()
         if not serving.cancelled():
             serving.result()
         return signals.exit_status
@@ -185,7 +205,7 @@ class _Server:
         )
         # The fake engine of tests has no process.
         self._instruments = instruments = Instruments(
-            self._settings, lambda: getattr(engine, "worker_pid", None)
+            self._settings, lambda: getattr(engine, "worker_pid", None), self._parts.probe
         )
         parts = (
             asyncio.create_task(engine.start()),
@@ -198,11 +218,11 @@ class _Server:
                 part.cancel()
         info = engine.info()
         instruments.begin(info)
-        print(
+        settle_heap()
+        _say(
             f"ready in {time.monotonic() - began_s:.1f} s: {model.short_name} on {info.device} in "
             f"{info.dtype}, context {info.max_model_len} tokens, KV cache for "
-            f"{info.kv_token_capacity} tokens",
-            flush=True,
+            f"{info.kv_token_capacity} tokens"
         )
 
     async def _open_app(
@@ -212,7 +232,7 @@ class _Server:
         journal = self._telemetry.journal
         desk = build_desk(self._settings, engine, instruments, self._gpus, journal)
         services = self._services(engine, chat_format)
-        statistics = Statistics(desk, engine, self._nccl)
+        statistics = Statistics(desk, engine, self._nccl, instruments.probe_view)
         observing = self._telemetry.endpoints(engine, desk, instruments, statistics, self._nccl)
         http.app = build_app(
             replace(
@@ -246,19 +266,23 @@ class _Server:
             bulk_pool=self._bulk_pool,
             version=__version__,
             limits=Limits(
-                max_body_bytes=settings.max_body, default_max_tokens=settings.default_max_tokens
+                max_body_bytes=settings.max_body,
+                body_timeout_s=settings.body_timeout_s,
+                default_max_tokens=settings.default_max_tokens,
             ),
             api_keys=KeyRing(settings.api_key),
+            key_priorities=key_priorities(settings),
             admin_keys=KeyRing(admin_keys),
             draining=lambda: self._draining,
             journal=self._telemetry.journal,
+            responses=self._responses,
         )
 
     def _announce(self) -> None:
         address = url_of(self._listener)
         reachable = url_of(self._listener, reachable=True)
-        print(f"gpt-oss-server {__version__}: {self._identity.short_name} on {address}", flush=True)
-        print(f"loading; {reachable}/health says when it is ready", flush=True)
+        _say(f"gpt-oss-server {__version__}: {self._identity.short_name} on {address}")
+        _say(f"loading; {reachable}/health says when it is ready")
 
 
 def engine_spec(settings: Settings, model: ResolvedModel) -> EngineSpec:
@@ -287,6 +311,21 @@ def engine_spec(settings: Settings, model: ResolvedModel) -> EngineSpec:
     )
 
 
+def key_priorities(settings: Settings) -> tuple[int, ...]:
+    """One per API key, or none at all."""
+    return tuple(int(digit) for digit in (settings.key_priorities or "").split(",") if digit)
+
+
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """What clients may take before they have asked for anything."""
+    most = connection_bound(raise_open_file_limit())
+    return ConnectionLimits(
+        header_timeout_s=settings.header_timeout_s,
+        keep_alive_s=settings.keep_alive_s,
+        connections=min(settings.max_connections or most, most),
+    )
+
+
 def default_output_tokens(folder: Path) -> int | None:
     """The output bound that the model's own generation config gives to requests without one."""
     try:
@@ -295,6 +334,15 @@ def default_output_tokens(folder: Path) -> int | None:
         return None
     bound = config.get("max_new_tokens") if isinstance(config, dict) else None
     return bound if isinstance(bound, int) and bound > 0 else None
+
+
+def _say(line: str) -> None:
+    """For whoever started the server; it goes on if nobody reads it any more."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        # Else the interpreter would fail once more at its end, and end with a status of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _check_gpus(settings: Settings, count: Callable[[], int]) -> None:

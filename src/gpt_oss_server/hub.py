@@ -84,6 +84,16 @@ def identify(name: str) -> ModelName:
     return ModelName(name, name.rpartition("/")[2])
 
 
+def check_local(name: str, *, weights: bool = True) -> None:
+    """Refuse a folder that cannot be a model, where the name is one; as `resolve_model` would, but
+    quick enough to be asked before anything is started. Raises StartupError."""
+    identity = identify(name)
+    if not identity.builtin and not identity.alias:
+        folder = _local_folder(name)
+        if folder is not None:
+            _check_folder(folder, weights)
+
+
 def resolve_model(name: str, *, weights: bool = True) -> ResolvedModel:
     """Find, or fetch, the files of the model that an operator named; may take long.
 

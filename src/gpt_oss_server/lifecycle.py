@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 
-from gpt_oss_server.http_protocol import EnvelopeProtocol
+from gpt_oss_server.http_protocol import ConnectionLimits, within
 from gpt_oss_server.ports import Engine
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ App = Callable[
 _STOP_S = 0.5  # uvicorn looks at `should_exit` ten times a second, and again when connections end
 _ENGINE_CLOSE_S = 10.0
 _LAST_BYTES_S = 2.0
-_KEEP_ALIVE_S = 75
 
 
 class StopSignals:
@@ -69,22 +68,21 @@ class HttpServer(uvicorn.Server):
     `app` may be replaced while it runs: requests that come later see the new one.
     """
 
-    def __init__(self, app: App, listener: socket.socket) -> None:
+    def __init__(
+        self, app: App, listener: socket.socket, limits: ConnectionLimits | None = None
+    ) -> None:
         self.app = app
         self._listener = listener
         super().__init__(
             uvicorn.Config(
                 self._call,
-                http=EnvelopeProtocol,
+                http=within(limits or ConnectionLimits()),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                # Longer than the pools of common clients and gateways keep a connection: whoever
-                # closes first must not be the server, or a request is lost in the crossing.
-                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
 

@@ -1,6 +1,7 @@
 """The listening socket: bound before anything else, so that a busy port fails at once.
 
-Knows: addresses, and what each way of failing to bind means to an operator. Does not know: HTTP.
+Knows: addresses, what each way of failing to bind means to an operator, and how the kernel is
+told to give up on a client. Does not know: HTTP.
 """
 
 from __future__ import annotations
@@ -11,14 +12,21 @@ import socket
 from gpt_oss_server.errors import StartupError
 
 _BACKLOG = 2048
+# The host is gone if it does not answer to this many probes, this far apart.
+_PROBE_AFTER_S = 60
+_PROBES = 4
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, stall_timeout_s: float = 60.0) -> socket.socket:
     """A TCP socket that listens on the address; port 0 takes a free one.
 
     It listens at once, and not only binds, because two sockets may be *bound* to one address
     with SO_REUSEADDR: the second server would find out minutes later.
+
+    Args:
+        stall_timeout_s: after which a connection is cut whose client takes nothing of what is
+            written to it, or has vanished without a word.
 
     Raises:
         StartupError: one line that says which flag to change.
@@ -35,6 +43,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _give_up_on_the_dead(listener, stall_timeout_s)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
@@ -50,6 +59,21 @@ def url_of(listener: socket.socket, *, reachable: bool = False) -> str:
     if reachable:
         host = _WILDCARDS.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _give_up_on_the_dead(listener: socket.socket, stall_timeout_s: float) -> None:
+    """Let the kernel end what no timer of an event loop sees: an answer that is complete for us
+    and not taken by the client, and a peer that lost its power. Accepted sockets inherit this."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _PROBE_AFTER_S),
+        ("TCP_KEEPINTVL", _PROBE_AFTER_S // _PROBES),
+        ("TCP_KEEPCNT", _PROBES),
+        ("TCP_USER_TIMEOUT", max(1, round(stall_timeout_s * 1000))),
+    ):
+        option = getattr(socket, name, None)  # not every system has them all
+        if option is not None:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _explain(error: OSError, host: str, port: int) -> str:

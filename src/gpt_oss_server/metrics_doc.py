@@ -23,6 +23,9 @@ What is not known is absent, never 0: GPU figures where no driver answers, or wh
 is older than `stale_after_s`; the engine's figures while its worker is down. Counters of the engine
 start again when its worker does; Prometheus's `rate()` and `increase()` allow for that.
 
+All figures of a page are of one moment (the engine's, of its last step): a request that it counts
+as ended is not among those that it shows as waiting or running.
+
 Streams count like everything else. Tokens are those that the engine produced, cancelled requests
 with what they produced until then; times are those that were seen.
 

@@ -59,9 +59,18 @@ def check_desk_settings(settings: Settings) -> None:
 class Instruments:
     """The probe and the decision log: what runs beside the requests, with a start and an end."""
 
-    def __init__(self, settings: Settings, worker_pid: Callable[[], int | None]) -> None:
-        """Raises StartupError if the decision log cannot be written."""
+    def __init__(
+        self,
+        settings: Settings,
+        worker_pid: Callable[[], int | None],
+        probe: GpuProbe | None = None,
+    ) -> None:
+        """`probe` takes the place of the one that fits the engine's device.
+
+        Raises StartupError if the decision log cannot be written.
+        """
         self._settings = settings
+        self._probe = probe
         self._worker_pid = worker_pid
         self._polling: PollingProbe | None = None
         self._decisions: LineWriter[DecisionRecord] | None = None
@@ -71,7 +80,9 @@ class Instruments:
     def begin(self, info: EngineInfo) -> None:
         """Start to poll what fits the device that the engine found itself on."""
         probe: GpuProbe
-        if info.device == "cpu":
+        if self._probe is not None:
+            probe = self._probe
+        elif info.device == "cpu":
             budget = self._settings.memory_budget or psutil.virtual_memory().total
             probe = ProcessProbe(budget, self._pids)
         else:

@@ -101,10 +101,11 @@ class PendingChatFormat:
         *,
         required: bool,
         answer: Grammar | None = None,
+        parallel: bool = True,
     ) -> GuidedSpec | None:
         _refuse(self._reason)
 
-    def chat_parser(self) -> OutputParser:
+    def chat_parser(self, *, tools: bool = False) -> OutputParser:
         _refuse(self._reason)
 
     def text_parser(self) -> OutputParser:

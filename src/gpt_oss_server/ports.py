@@ -134,13 +134,17 @@ class ChatFormat(Protocol):
         *,
         required: bool,
         answer: Grammar | None = None,
+        parallel: bool = True,
     ) -> GuidedSpec | None:
         """What holds a chat turn to calls with arguments of these grammars, by function name.
-        With `required` a call must come, else `answer` (None: any text) may come in its place.
-        None where it is not known how the model writes calls."""
+        With `required` a call must come, else `answer` (None: any text) may come in its place;
+        with `parallel`, more than one may come from a model that makes several. None where the
+        model cannot be held to that."""
         ...
 
-    def chat_parser(self) -> OutputParser: ...
+    def chat_parser(self, *, tools: bool = False) -> OutputParser:
+        """`tools`: the prompt offered some, so that calls are looked for."""
+        ...
 
     def text_parser(self) -> OutputParser:
         """For `/v1/completions`: every token is content; specials are not shown."""

@@ -68,7 +68,7 @@ class Telemetry:
             ttft_target_s=settings.max_p95_ttft_seconds,
             e2e_target_s=settings.max_p95_e2e_seconds,
         )
-        prometheus = PrometheusSink(
+        self._prometheus = prometheus = PrometheusSink(
             model_id=identity.model_id,
             model_name=identity.model_name,
             ttft_target_s=identity.ttft_target_s,
@@ -87,7 +87,7 @@ class Telemetry:
         if tracing is not None:
             listening["traces"] = tracing
         self._sinks = FanOut(listening)
-        self._page = MetricsPage(prometheus, identity, collectors)
+        self._page = MetricsPage(identity, collectors)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="metrics")
         self.journal = Journal(
             self._sinks.emit,
@@ -140,6 +140,7 @@ class Telemetry:
             probe=(lambda: None) if instruments is None else instruments.probe_view,
             sink_errors=lambda: self._sinks.errors,
             dropped=dropped,
+            moved=self._prometheus.taken,
         )
         return MetricsEndpoint(snapshots, self._page, self._pool)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -52,6 +53,7 @@ class SteeredEngine(TinyFake):
             "open": self.open_gate,
             "close": self.close_gate,
             "pass": lambda: self.let_pass(1),
+            "frozen": lambda: print(f"frozen: {gc.get_freeze_count()}", flush=True),
         }
 
         def read() -> None:
@@ -90,6 +92,7 @@ def engine_of(kind: Callable[[], Engine]) -> Callable[..., Engine]:
 
 
 PARTS = {
+    "real": Parts(),
     "steered": Parts(make_engine=engine_of(SteeredEngine)),
     "failing": Parts(make_engine=engine_of(FailingEngine)),
     "loading": Parts(make_engine=engine_of(LoadingEngine)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -51,9 +52,10 @@ def bundle_server(
 ) -> Iterator[BundleServer]:
     """Serve; the log goes to `log`."""
     engine = engine or FakeEngine()
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     asyncio.run(engine.start())
     with ExitStack() as stack:
-        logs = stack.enter_context(log_output(log, "json", 20))
+        logs = stack.enter_context(log_output(log, "json", level))
         telemetry = stack.enter_context(closing(Telemetry(settings, identify("tiny"), logs)))
         instruments = stack.enter_context(closing(Instruments(settings, lambda: None)))
         instruments.begin(engine.info())

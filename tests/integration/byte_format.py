@@ -72,7 +72,7 @@ class ByteFormat:
             raise BadRequest("The template refuses this.", param="messages")
         return self.encode((reasoning_effort or "") + "".join(lines))
 
-    def chat_parser(self) -> OutputParser:
+    def chat_parser(self, *, tools: bool = False) -> OutputParser:
         return ByteParser()
 
     def text_parser(self) -> OutputParser:

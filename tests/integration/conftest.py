@@ -13,12 +13,14 @@ from live_server import MODEL, LiveServer, Serve
 
 from gpt_oss_server.api.services import ServedModel, Services
 from gpt_oss_server.engine.fake import FakeEngine
+from gpt_oss_server.http_protocol import ConnectionLimits
 from gpt_oss_server.types import Job
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Start a server: `serve(script=…, engine_options…, services={…})`; stopped after the test."""
+    """Start a server: `serve(script=…, engine_options…, services={…}, limits=…)`; stopped after the
+    test."""
     running: list[LiveServer] = []
     with ThreadPoolExecutor(2) as pool:
 
@@ -27,6 +29,7 @@ def serve() -> Iterator[Serve]:
             *,
             started: bool = True,
             services: dict[str, Any] | None = None,
+            limits: ConnectionLimits | None = None,
             **engine_options: Any,
         ) -> LiveServer:
             engine = FakeEngine(**({"script": script} if script else {}), **engine_options)
@@ -36,10 +39,10 @@ def serve() -> Iterator[Serve]:
                 engine,
                 Services(
                     engine=engine,
-                    chat_format=ByteFormat(),
                     model=ServedModel((MODEL, "openai/tiny"), created=1_700_000_000),
-                    **{"text_pool": pool, **(services or {})},
+                    **{"text_pool": pool, "chat_format": ByteFormat(), **(services or {})},
                 ),
+                limits,
             )
             live.__enter__()
             running.append(live)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +22,7 @@ from gpt_oss_server.engine.fake import DEFAULT_INFO, FakeEngine
 from gpt_oss_server.ports import GpuReading
 from gpt_oss_server.routing import RoutingConfig, TriggerPolicy
 from gpt_oss_server.routing.replay import DecisionRecord
-from gpt_oss_server.telemetry.gpu import ProbedGpu
+from gpt_oss_server.telemetry.gpu import PollingProbe, ProbedGpu
 from gpt_oss_server.types import KvGroupInfo
 
 MB = 2**20
@@ -61,16 +61,20 @@ def desk_server(
     admission: dict[str, Any] | None = None,
     sessions: SessionConfig | None = None,
     pressure: float = 0.0,
+    probe: PollingProbe | None = None,
     services: dict[str, Any] | None = None,
     **engine_options: Any,
 ) -> Iterator[DeskServer]:
-    """Serve; `pressure` is what others use of the machine's memory, 0 to 1."""
+    """Serve; `pressure` is what others use of the machine's memory, 0 to 1, unless a probe says
+    it."""
     engine = FakeEngine(**{"info": INFO, **engine_options})
     asyncio.run(engine.start())
     thresholds = routing or RoutingConfig()
     records: list[DecisionRecord] = []
 
-    def readings() -> list[ProbedGpu]:
+    def readings() -> Sequence[ProbedGpu]:
+        if probe is not None:
+            return probe.view().gpus
         reading = GpuReading(id="cpu", total_bytes=1000, used_bytes=round(1000 * pressure))
         return [ProbedGpu(reading, time.monotonic(), 0.0)]
 
@@ -84,6 +88,7 @@ def desk_server(
         clock=time.monotonic,
         on_decision=records.append,
     )
+    statistics = Statistics(desk, engine, probe=lambda: probe.view() if probe else None)
     with ThreadPoolExecutor(2) as pool:
         live = DeskServer(
             engine,
@@ -93,7 +98,7 @@ def desk_server(
                 model=ServedModel((MODEL,)),
                 text_pool=pool,
                 desk=desk,
-                extra_endpoints=Statistics(desk, engine).endpoints(),
+                extra_endpoints=statistics.endpoints(),
                 **(services or {}),
             ),
         )

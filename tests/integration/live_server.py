@@ -15,7 +15,7 @@ import uvicorn
 from gpt_oss_server.api.app import build_app
 from gpt_oss_server.api.services import Services
 from gpt_oss_server.engine.fake import FakeEngine
-from gpt_oss_server.http_protocol import EnvelopeProtocol
+from gpt_oss_server.http_protocol import ConnectionLimits, within
 
 T = TypeVar("T")
 
@@ -44,7 +44,12 @@ class _AnnouncingServer(uvicorn.Server):
 class LiveServer:
     """The server, its engine, and clients for it."""
 
-    def __init__(self, engine: FakeEngine, services: Services) -> None:
+    def __init__(
+        self,
+        engine: FakeEngine,
+        services: Services,
+        limits: ConnectionLimits | None = None,
+    ) -> None:
         self.engine = engine
         self.services = services
         # asyncio switches Nagle's algorithm off only for sockets made with the protocol named.
@@ -55,7 +60,7 @@ class LiveServer:
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
             build_app(services),
-            http=EnvelopeProtocol,
+            http=within(limits or ConnectionLimits()),
             ws="none",
             log_config=None,
             timeout_graceful_shutdown=5,

@@ -19,6 +19,7 @@ from gpt_oss_server.config import Settings
 from gpt_oss_server.engine.fake import FakeEngine
 from gpt_oss_server.hub import ModelName
 from gpt_oss_server.parts import Instruments, build_desk
+from gpt_oss_server.ports import ChatFormat
 from gpt_oss_server.telemetry.logs import LogWriter
 from gpt_oss_server.telemetry_parts import Telemetry
 
@@ -48,10 +49,18 @@ class ObservedServer(LiveServer):
             pass
         return found
 
+    def until_all_is_known(self) -> dict[str, float]:
+        """Scrape until there is nothing left to appear by itself (the second reading of the
+        machine brings its utilisation, and the scrapes their own count); all samples then."""
+        while "gpt_oss_gpu_balance_coefficient" not in (found := self.samples()):
+            pass
+        return found
+
     def lines(self, event_type: str, count: int = 1) -> list[dict[str, Any]]:
         """The log's lines of one kind, once there are `count` of them."""
         while True:
-            lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+            whole = self.log.read_text().rpartition("\n")[0]
+            lines = [json.loads(line) for line in whole.splitlines()]
             found = [line for line in lines if line["event_type"] == event_type]
             if len(found) >= count:
                 return found
@@ -59,7 +68,10 @@ class ObservedServer(LiveServer):
 
 @contextmanager
 def observed_server(
-    log: Path, settings: Settings | None = None, **engine_options: Any
+    log: Path,
+    settings: Settings | None = None,
+    chat_format: ChatFormat | None = None,
+    **engine_options: Any,
 ) -> Iterator[ObservedServer]:
     """Serve, with metrics and a JSON log at `log`."""
     settings = settings or Settings()
@@ -74,7 +86,7 @@ def observed_server(
             engine,
             Services(
                 engine=engine,
-                chat_format=ByteFormat(),
+                chat_format=chat_format or ByteFormat(),
                 model=ServedModel((MODEL,)),
                 text_pool=pool,
                 desk=desk,

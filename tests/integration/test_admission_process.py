@@ -109,10 +109,11 @@ def test_impossible_thresholds_from_the_environment() -> None:
 
 
 def test_a_decision_log_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
-    """A folder is a wrong setting; a missing folder is found when the file is opened."""
+    """Neither a folder nor a file in a missing one: wrong settings, found before anything else."""
     status, _, err = cli("serve", "--port", "0", "--decision-log", str(tmp_path))
     assert (status, err) == (2, f"error: decision_log: {tmp_path} is a folder\n")
     missing = tmp_path / "none" / "log.jsonl"
     with running("steered", "--decision-log", str(missing)) as server:
-        status, _, err = server.end()
-    assert (status, err) == (1, f"error: cannot write to {missing}: No such file or directory\n")
+        status, out, err = server.end()
+    assert (status, out) == (2, "")
+    assert err == f"error: decision_log: cannot write to {missing}: No such file or directory\n"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -147,8 +150,82 @@ def test_http_answers_while_the_model_loads(
 def test_what_stops_a_start(parts: str, flags: tuple[str, ...], line: str) -> None:
     """A server that cannot start says so in one line and ends with 1."""
     with running(parts, *flags) as server:
-        status, _, err = server.end()
+        status, out, err = server.end()
         assert (status, err) == (1, f"error: {line}\n")
+        # All that can be known before anything is loaded is known before it says where it listens.
+        assert bool(out) == (parts == "failing")
+
+
+@pytest.mark.parametrize("setting", ["log_file", "decision_log"])
+def test_a_log_that_cannot_be_written_stops_a_start(tmp_path: Path, setting: str) -> None:
+    """A wrong setting: one line that names it, status 2, and nothing was begun."""
+    flag = f"--{setting.replace('_', '-')}"
+    missing = tmp_path / "none" / "log"
+    for path, reason in {
+        tmp_path: f"{tmp_path} is a folder",
+        missing: f"cannot write to {missing}: No such file or directory",
+    }.items():
+        with running("steered", flag, str(path)) as server:
+            assert server.end() == (2, "", f"error: {setting}: {reason}\n")
+
+
+def test_a_folder_that_is_no_model_stops_a_start(tmp_path: Path) -> None:
+    """A local model is looked at before the server says where it listens."""
+    with running("steered", "--model", str(tmp_path)) as server:
+        line = f"error: {tmp_path} is not a model folder: it has no config.json\n"
+        assert server.end() == (1, "", line)
+
+
+def test_nobody_needs_to_read_what_it_says() -> None:
+    """A server whose standard output is gone serves, and ends with 0."""
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+    with running("steered", "--port", str(port)) as server:
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+        with client(f"http://127.0.0.1:{port}") as http:
+            ready = False
+            while not ready:
+                with contextlib.suppress(httpx.TransportError):
+                    ready = http.get("/health").status_code == 200
+        server.terminate()
+        assert server.process.wait(30) == 0
+        assert server.process.stderr is not None
+        assert complaints(server.process.stderr.read()) == []
+
+
+def test_slow_clients_are_bounded_by_the_settings() -> None:
+    """The real server, on its own event loop, gives the times and the places that it was told."""
+    limits = ("--header-timeout-s", "0.2", "--body-timeout-s", "0.2", "--max-connections", "2")
+    with running("steered", *limits, "--keep-alive-s", "0.3") as server:
+        port = int(server.url().rpartition(":")[2])
+        server.read_until("ready")
+
+        def said(*sent: bytes) -> bytes:
+            with socket.create_connection(("127.0.0.1", port), 30) as connection:
+                connection.sendall(b"".join(sent))
+                return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+        head = b"HTTP/1.1\r\nhost: x\r\n"
+        assert said() == b""
+        assert said(b"GET /live ", head).startswith(b"HTTP/1.1 408 ")
+        assert said(b"GET /live ", head, b"\r\n").endswith(b'{"status":"live"}')
+        body = said(b"POST /tokenize ", head, b"content-length: 2\r\n\r\n{")
+        assert body.startswith(b"HTTP/1.1 408 ")
+        assert b"not complete after 0.2 seconds" in body
+        address = ("127.0.0.1", port)
+        with socket.create_connection(address), socket.create_connection(address):
+            assert said().startswith(b"HTTP/1.1 503 ")
+
+
+def test_what_was_made_at_the_start_is_out_of_later_collections() -> None:
+    """The front process has settled its heap when it says that it is ready."""
+    with running("steered") as server:
+        server.read_until("ready")
+        assert server.process.stdin is not None
+        server.process.stdin.write("frozen\n")
+        server.process.stdin.flush()
+        assert int(server.read_until("frozen:").split()[1]) > 10_000
 
 
 def test_a_busy_port_stops_a_start() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+import struct
 from typing import Any
 
 import pytest
@@ -117,3 +120,93 @@ def test_one_of_two_clients_leaves(serve: Serve) -> None:
         while b'"content":"abc"' not in received:
             received += stays.recv(65_536)
     live.until(lambda engine: engine.finished == 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("behind", [1, 3])
+def test_leaving_with_requests_queued_behind(serve: Serve, stream: bool, behind: int) -> None:
+    """Pipelined requests: who leaves cancels the one that runs, and those behind never start."""
+    live = serve()
+    live.steer(live.engine.close_gate)
+    with live.connect() as client:
+        client.sendall(chat(stream=stream))
+        live.until(lambda engine: engine.active == 1)
+        client.sendall(chat() * behind + b"GET /li")
+        live.steer(lambda: live.engine.let_pass(1))
+        live.until(lambda engine: engine.stats().steps == 1)
+    live.until(lambda engine: engine.active == 0)
+    assert live.engine.cancelled == 1
+    assert still_works(live)
+    assert len(live.engine.jobs) == 2
+
+
+def test_leaving_with_requests_sent_at_once(serve: Serve) -> None:
+    """The same where all of them came in one piece, and so before the first could begin."""
+    live = serve()
+    live.steer(live.engine.close_gate)
+    with live.connect() as client:
+        client.sendall(chat() * 3)
+        live.until(lambda engine: engine.active == 1)
+    live.until(lambda engine: engine.active == 0)
+    assert live.engine.cancelled == 1
+    assert still_works(live)
+    assert len(live.engine.jobs) == 2
+
+
+def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
+    """More requests at once than are kept in the queue: each has its answer, one after the
+    other, and the connection goes on."""
+    live = serve()
+    prompts = [f"p{number}" for number in range(30)]
+    with live.connect() as client:
+        for _ in range(2):
+            client.sendall(b"".join(completion(prompt=prompt) for prompt in prompts))
+            received = b""
+            while received.count(b'"finish_reason":"stop"') < len(prompts):
+                received += client.recv(65_536)
+            assert [text.decode() for text in re.findall(rb'"text":"(p\d+)"', received)] == prompts
+
+
+@pytest.mark.parametrize(
+    "cut", [b"", b"GET", b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx"]
+)
+def test_leaving_between_two_requests(serve: Serve, cut: bytes) -> None:
+    """A kept connection that ends idle, or within the next request's head, harms nobody."""
+    live = serve()
+    with live.connect() as client:
+        client.sendall(completion())
+        received = b""
+        while b'"finish_reason":"stop"' not in received:
+            received += client.recv(65_536)
+        client.sendall(cut)
+    assert still_works(live)
+    assert (len(live.engine.jobs), live.engine.cancelled) == (2, 0)
+
+
+def test_leaving_in_the_second_request_of_a_connection(serve: Serve) -> None:
+    """What was answered before on the same connection does not hide that the client left."""
+    live = serve()
+    with live.connect() as client:
+        client.sendall(completion())
+        received = b""
+        while b'"finish_reason":"stop"' not in received:
+            received += client.recv(65_536)
+        live.steer(live.engine.close_gate)
+        client.sendall(chat(stream=True))
+        live.until(lambda engine: engine.active == 1)
+    live.until(lambda engine: engine.active == 0)
+    assert live.engine.cancelled == 1
+    assert still_works(live)
+
+
+def test_resetting_in_a_stream(serve: Serve) -> None:
+    """A connection that is reset, and not closed, cancels too."""
+    live = serve(lambda _: Script((*ids_of("abcdef"), END)))
+    live.steer(live.engine.close_gate)
+    with live.connect() as client:
+        client.sendall(chat(stream=True))
+        live.until(lambda engine: engine.active == 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    live.until(lambda engine: engine.active == 0)
+    assert live.engine.cancelled == 1
+    assert still_works(live)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -55,13 +56,19 @@ def test_every_line_of_a_request_has_its_ids() -> None:
     assert [line["event_type"] for line in lines] == ["routing.decision", "log", "request.end"]
     assert {line["trace_id"] for line in lines} == {TRACE_ID}
     decision, warning, end = lines
-    assert decision["route"] == "multi_gpu"
-    assert decision["reason"].startswith("large_input: ")
-    assert decision["metadata"].keys() >= {
-        "input_tokens",
-        "predicted_kv_mb",
-        "gpu_memory_pressure",
+    metadata = decision.pop("metadata")
+    assert decision.pop("timestamp")
+    assert decision == {
+        "level": "info",
+        "event_type": "routing.decision",
+        "request_id": "req_12345",
+        "trace_id": TRACE_ID,
+        "route": "multi_gpu",
+        "reason": f"large_input: {metadata['input_tokens']} > 10 tokens",
     }
+    assert metadata["input_tokens"] == end["metadata"]["input_tokens"]
+    assert metadata["predicted_kv_mb"] >= 0
+    assert 0 <= metadata["gpu_memory_pressure"] <= 1
     assert warning["level"] == "warning"
     assert "Large request detected but model in single GPU mode" in warning["message"]
     assert (end["route"], end["outcome"], end["status"]) == ("single_gpu", "ok", 200)
@@ -110,6 +117,48 @@ def test_a_full_disk_holds_nobody_up() -> None:
     assert (status, err) == (0, "error: cannot write the log: No space left on device\n")
 
 
+def test_a_full_disk_under_the_decision_log_is_counted_too() -> None:
+    """Its lost lines have a count of their own; the log says so once."""
+    with running("steered", "--decision-log", "/dev/full") as server:
+        url = server.url()
+        server.read_until("ready")
+        with client(url) as http:
+            for _ in range(3):
+                assert http.post("/v1/chat/completions", json=CHAT).is_success
+            lost = '\ngpt_oss_lines_dropped_total{writer="decision_log"} 3.0\n'
+            while lost not in http.get("/metrics").text:
+                pass
+        server.terminate()
+        status, _, err = server.end()
+    assert status == 0
+    said = [line["message"] for line in lines_of(err) if line["event_type"] == "log"]
+    assert said == [
+        "cannot write to /dev/full: No space left on device",
+        "3 lines could not be written to /dev/full",
+    ]
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
+    """Behind a pipe that is full and whose reader hangs, requests are answered and the server
+    ends as told."""
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(reader, b"x" * 4096)
+    with running("steered", "--log-file", str(pipe)) as server:
+        url = server.url()
+        server.read_until("ready")
+        with client(url) as http:
+            for _ in range(3):
+                assert http.post("/v1/chat/completions", json=CHAT).is_success
+            assert http.get("/metrics").is_success
+        server.terminate()
+        assert server.end()[::2] == (0, "")
+    os.close(reader)
+
+
 def test_a_file_is_appended_to(tmp_path: Path) -> None:
     """The log goes to the file, behind what is there, as JSON; stderr stays silent."""
     log = tmp_path / "server.log"
@@ -138,10 +187,12 @@ def test_a_terminal_gets_text() -> None:
             assert http.post("/v1/chat/completions", json=CHAT, headers=headers).is_success
         server.terminate()
         assert server.end()[0] == 0
-    shown = os.read(ours, 65536).decode()
+    shown = b""
+    while shown.count(b"\n") < 2:
+        shown += os.read(ours, 65536)
     os.close(ours)
     os.close(theirs)
-    decision, end = shown.splitlines()
+    decision, end = shown.decode().splitlines()
     pattern = r"\d\d:\d\d:\d\d\.\d{3} INFO    routing\.decision single_gpu default.* \[req_12345\]"
     assert re.fullmatch(pattern, decision)
     assert re.search(r"INFO    request\.end ok 200 single_gpu .* output_tokens=\d+ ", end)
@@ -163,4 +214,4 @@ def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
     """One line that names the setting."""
     with running("steered", "--log-file", str(tmp_path)) as server:
         status, _, err = server.end()
-    assert (status, err) == (1, f"error: log_file: cannot write to {tmp_path}: Is a directory\n")
+    assert (status, err) == (2, f"error: log_file: {tmp_path} is a folder\n")

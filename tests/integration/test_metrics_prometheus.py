@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from app_process import client, running
@@ -88,6 +89,24 @@ def test_exemplars_are_stored(scraped: Prometheus) -> None:
     """Prometheus asked for OpenMetrics: it keeps the trace ids that came with the buckets."""
     found = exemplars(scraped, "vllm:e2e_request_latency_seconds_bucket")
     assert {exemplar["labels"]["trace_id"] for exemplar in found} == {TRACE_ID}
+
+
+def test_the_steps_of_a_real_engine_are_stored(tmp_path: Path) -> None:
+    """Times and sizes of its steps, by kind, and its blocks: what a fake engine has none of."""
+    with running("real", "--load-format", "random", "--threads", "1") as server:
+        url = server.url()
+        server.read_until("ready")
+        with prometheus(tmp_path, [url.removeprefix("http://")]) as api:
+            with client(url) as http:
+                assert http.post("/v1/chat/completions", json=CHAT).is_success
+            (steps,) = api.until("sum(gpt_oss_engine_step_seconds_count) > 0")
+            (batches,) = api.until("sum(gpt_oss_engine_batch_tokens_count) > 0")
+            tokens = api.query("sum(gpt_oss_engine_batch_tokens_sum)")
+            computed = api.query("sum(gpt_oss_engine_tokens_total)")
+            blocks = api.query('sum by (group) (gpt_oss_engine_blocks{state=~"held|cached|free"})')
+    assert steps["value"][1] == batches["value"][1]
+    assert tokens[0]["value"][1] == computed[0]["value"][1]
+    assert {one["metric"]["group"] for one in blocks} >= {"full", "sliding"}
 
 
 def test_the_target_is_healthy(scraped: Prometheus) -> None:

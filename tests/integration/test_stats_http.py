@@ -148,13 +148,15 @@ def test_turns_of_a_conversation_are_one_session() -> None:
         assert sessions["kv_bytes"] > 0
 
 
-def test_a_request_that_fails_counts_as_decided_and_executed() -> None:
-    """It ran and broke: in `executed`, with no latency; nothing of it stays held."""
-    broken = Script((20,), fail_after=0, error=EngineFailed("broken"))
+@pytest.mark.parametrize(("tokens", "executed"), [(0, 0), (1, 1)])
+def test_a_request_that_fails_counts_as_decided(tokens: int, executed: int) -> None:
+    """In `executed` if it got as far as a token; with no latency; nothing of it stays held."""
+    broken = Script((20,), fail_after=tokens, error=EngineFailed("broken"))
     with desk_server(script=lambda _: broken) as live:
-        assert live.http.post(COMPLETIONS, json=completion(5)).status_code == 503
+        assert live.http.post(COMPLETIONS, json=completion(5, 9)).status_code == 503
         stats = live.stats()
-        assert stats["gpu_routing"]["executed"]["single_gpu"] == 1
+        assert stats["gpu_routing"]["total_requests"] == 1
+        assert stats["gpu_routing"]["executed"]["single_gpu"] == executed
         assert stats["latency_p95_e2e_s"] is None
         assert stats["admission"]["blocks_used"] == {"full": 0, "slots": 0}
 

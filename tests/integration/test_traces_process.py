@@ -18,6 +18,8 @@ CHAT: dict[str, Any] = {
     "max_tokens": 5,
 }
 
+LOST = '\ngpt_oss_lines_dropped_total{writer="traces"} 1.0\n'
+
 
 def chat(server: ServerProcess, path: str = "/v1/chat/completions") -> httpx.Response:
     """One answered chat, once the server is ready."""
@@ -74,7 +76,8 @@ def test_a_collector_that_never_answers_holds_up_nothing() -> None:
 
 @pytest.mark.parametrize("known", ["refused", "unresolvable"])
 def test_a_dead_collector_costs_one_line(known: str) -> None:
-    """Requests are answered, the end is clean, nothing is retried in the log."""
+    """Requests are answered, the lost trace is counted, the end is clean, nothing is retried in
+    the log."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         port = taken.getsockname()[1]
@@ -84,10 +87,13 @@ def test_a_dead_collector_costs_one_line(known: str) -> None:
             *("--otlp-endpoint", f"http://{host}:{port}", "--trace-sample-rate", "1"),
             *("--log-format", "json"),
         ) as server:
-            chat(server)
+            with client(str(chat(server).url.join("/"))) as http:
+                while LOST not in http.get("/metrics").text:
+                    pass
             server.terminate()
             status, _, err = server.end()
     assert status == 0
     lines = [json.loads(line) for line in err.splitlines()]
     about = [line for line in lines if "opentelemetry" in str(line) or "traces" in str(line)]
-    assert len(about) <= 1, err
+    assert [line["logger"] for line in about] == ["gpt_oss_server.telemetry.tracing"], err
+    assert about[0]["message"].startswith(f"traces do not reach {host}:{port} (")

@@ -66,3 +66,30 @@ def test_a_privileged_port(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("127.0.0.1", 80) == (
         "port 80 on 127.0.0.1 needs privileges: choose --port above 1023"
     )
+
+
+def test_accepted_connections_are_given_up_on_the_dead() -> None:
+    """Keep-alive probes and the bound on what stays untaken reach the accepted socket."""
+    with listen("127.0.0.1", 0, stall_timeout_s=2.5) as listener:
+        listener.setblocking(True)
+        with socket.create_connection(listener.getsockname(), timeout=5):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
+                if timeout is not None:
+                    assert accepted.getsockopt(socket.IPPROTO_TCP, timeout) == 2500
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel has no such bound")
+def test_a_client_that_takes_nothing_is_cut_off() -> None:
+    """What a client neither reads nor leaves does not hold its connection for ever."""
+    with listen("127.0.0.1", 0, stall_timeout_s=0.2) as listener:
+        listener.setblocking(True)
+        with socket.create_connection(listener.getsockname(), timeout=5):
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.settimeout(60)
+                with pytest.raises(TimeoutError) as caught:
+                    accepted.sendall(bytes(64 * 2**20))
+    assert caught.value.errno == errno.ETIMEDOUT  # the kernel's; Python's own has none

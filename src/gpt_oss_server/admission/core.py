@@ -8,12 +8,15 @@ call and may not go back. Meant for one owner (an event loop); it is not thread-
     changes = core.cancel(ticket, now_s)       # left, waiting or running: others may start
     changes = core.expire(now_s)               # on a timer, at `next_deadline_s()`
     changes = core.preempted(ticket, now_s)    # the engine ran dry under it (optimistic mode)
+    core.hold()                                # the replica is down: nothing starts until
+    changes = core.resume(capacity, now_s)     # it is back, perhaps with other pools
 
 Each returns what it meant for those who waited: carry out all of `Changes`. Every ticket with
 verdict `queue` is named there exactly once, unless it is cancelled first; every admitted one must
 be released or cancelled exactly once.
 
-Promises. Worst-case mode never holds more than the pool. Nobody waits while nothing runs. A
+Promises. Worst-case mode never holds more than the pool. Nobody waits while nothing runs and
+nothing is on hold. A
 blocked request is passed by at most `bypass_limit` later ones; then nothing starts before it.
 """
 
@@ -45,7 +48,8 @@ from gpt_oss_server.admission.queue import Entry, FairQueue
 
 class AdmissionCounts(msgspec.Struct):
     """Only growing. offered = accepted + shrunk + routed4 + queued + rejected + never_fits, and
-    queued = started_from_queue + expired + shed + cancelled_waiting + waiting now."""
+    queued = started_from_queue + expired + shed + no_longer_fits + cancelled_waiting + waiting now.
+    """
 
     offered: int = 0
     accepted: int = 0
@@ -57,6 +61,7 @@ class AdmissionCounts(msgspec.Struct):
     started_from_queue: int = 0
     expired: int = 0
     shed: int = 0
+    no_longer_fits: int = 0
     cancelled_waiting: int = 0
     cancelled_running: int = 0
     released: int = 0
@@ -106,6 +111,15 @@ class AdmissionCore:
         self._running: dict[int, Admission] = {}
         self._counts = AdmissionCounts()
         self._last_ticket = 0
+        self._on_hold = False
+
+    @property
+    def on_hold(self) -> bool:
+        return self._on_hold
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
 
     def offer(self, request: AdmissionRequest, now_s: float) -> Verdict:
         """Decide on one request. Never raises for what a client sent."""
@@ -159,6 +173,19 @@ class AdmissionCore:
         self._counts.preemptions += 1
         self._grow(ticket, self._guard.need_for(admission.request, admission.plan.max_tokens))
         return self._settle(now_s)
+
+    def hold(self) -> None:
+        """Nothing starts until `resume`. Who comes meanwhile waits; deadlines go on."""
+        self._on_hold = True
+
+    def resume(self, capacity: Capacity, now_s: float) -> Changes:
+        """The replica is up, with these pools: what still runs and who waits is measured anew by
+        them. Who cannot fit them any more departs with reason `never_fits`."""
+        self._drain.advance(now_s, bool(self._running))
+        self._on_hold = False
+        departed = () if capacity == self._capacity else self._reshape(capacity, now_s)
+        changes = self._settle(now_s)
+        return Changes(changes.admitted, (*departed, *changes.departed))
 
     def next_deadline_s(self) -> float | None:
         """When `expire` is next due; None when nobody waits."""
@@ -234,6 +261,40 @@ class AdmissionCore:
             deadline_s=deadline_s,
         )
 
+    def _reshape(self, capacity: Capacity, now_s: float) -> tuple[Departure, ...]:
+        """Take over every lease and every waiting request into pools of another shape."""
+        self._capacity = capacity
+        self._guard = Guard(capacity, self._config, self._outputs)
+        self._ledger = LeaseLedger(len(capacity.groups))
+        for ticket, running in self._running.items():
+            need = self._guard.need_for(running.request, running.plan.expected_tokens)
+            self._ledger.reserve(ticket, running.request.client_id, need)
+        waiting, self._queue = self._queue, FairQueue(self._config.ageing_s, len(capacity.groups))
+        departed: list[Departure] = []
+        for entry in waiting:
+            request, bounds = self._fewer_at_once(entry.request)
+            if isinstance(bounds, NeverFits):
+                self._counts.no_longer_fits += 1
+                waited_s = now_s - entry.arrived_s
+                departed.append(
+                    Departure(entry.ticket, request, "never_fits", waited_s, 0, bounds.message)
+                )
+                continue
+            moved = self._entry(request, bounds, entry.ticket, entry.arrived_s)
+            moved.passed_by = entry.passed_by
+            self._queue.push(moved)
+        return tuple(departed)
+
+    def _fewer_at_once(
+        self, request: AdmissionRequest
+    ) -> tuple[AdmissionRequest, Bounds | NeverFits]:
+        """The request with as many sequences at once as the pools can hold, at least one."""
+        bounds = self._guard.bounds(request)
+        while isinstance(bounds, NeverFits) and request.sequences > 1:
+            request = msgspec.structs.replace(request, sequences=request.sequences - 1)
+            bounds = self._guard.bounds(request)
+        return request, bounds
+
     def _settle(self, now_s: float) -> Changes:
         """Expire, then start whoever now fits."""
         departed = self._expire(now_s)
@@ -259,7 +320,7 @@ class AdmissionCore:
     def _start_waiting(self, now_s: float) -> tuple[Admission, ...]:
         """Start those that fit, in order, within the bypass limits."""
         admitted: list[Admission] = []
-        while self._queue:
+        while self._queue and not self._on_hold:
             passed: list[Entry] = []
             for entry in islice(self._queue.in_order(now_s), self._config.scan_limit):
                 plan = self._guard.plan(entry.request, entry.bounds, self._free())

@@ -68,13 +68,15 @@ class Admission(msgspec.Struct, frozen=True):
 
 
 class Departure(msgspec.Struct, frozen=True):
-    """A queued request that leaves without having run: answer it with 429."""
+    """A queued request that leaves without having run: answer it with 429; with 400 where the
+    replica came back with pools that it can never fit (`message` has the numbers)."""
 
     ticket: int
     request: AdmissionRequest
-    reason: Literal["deadline", "shed"]
+    reason: Literal["deadline", "shed", "never_fits"]
     waited_s: float
     retry_after_s: int
+    message: str = ""
 
 
 class Changes(msgspec.Struct, frozen=True):

@@ -151,6 +151,13 @@ class SessionTable:
                 evicted.append(eviction)
         return tuple(evicted)
 
+    def lost(self) -> None:
+        """The cache is gone, as after a restart: the sessions go on and have nothing in it."""
+        for table in (self._idle, self._active):
+            for key, session in table.items():
+                table[key] = msgspec.structs.replace(session, prefix_tokens=0, kv_bytes=0)
+        self._kv_bytes = 0
+
     def totals(self) -> SessionTotals:
         return SessionTotals(
             tracked=len(self),

@@ -6,6 +6,7 @@ endpoint does, or how to run a server.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,6 +16,8 @@ from gpt_oss_server.api.chat import chat_completions
 from gpt_oss_server.api.completions import completions
 from gpt_oss_server.api.exchange import ClientGone, Exchange, Header, Receive, Scope, Send
 from gpt_oss_server.api.openapi import openapi
+from gpt_oss_server.api.responses import create_response
+from gpt_oss_server.api.responses_stored import cancel_response, delete_response, read_response
 from gpt_oss_server.api.services import UNDECIDED, Access, Endpoint, Services
 from gpt_oss_server.api.status import get_model, health, list_models, live, version
 from gpt_oss_server.api.tokens import detokenize, tokenize
@@ -29,6 +32,10 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 ENDPOINTS = (
     Endpoint("POST", "/v1/chat/completions", chat_completions, takes_work=True, operation="chat"),
     Endpoint("POST", "/v1/completions", completions, takes_work=True, operation="text_completion"),
+    Endpoint("POST", "/v1/responses", create_response, takes_work=True, operation="responses"),
+    Endpoint("GET", "/v1/responses/{id}", read_response),
+    Endpoint("DELETE", "/v1/responses/{id}", delete_response),
+    Endpoint("POST", "/v1/responses/{id}", cancel_response),
     Endpoint("GET", "/v1/models", list_models),
     Endpoint("GET", "/v1/models/{id}", get_model),
     Endpoint("POST", "/tokenize", tokenize, takes_work=True),
@@ -69,12 +76,17 @@ async def _serve(exchange: Exchange, paths: _Paths, services: Services) -> None:
         visit.outcome = OK
     except ClientGone:
         pass
+    except asyncio.CancelledError:
+        # Only the end of the server cancels a request; it ends here, and is told like any other.
+        error = NotReady("The server is shutting down.", retry_after_s=5.0)
+        visit.failed(error)
+        await exchange.fail(error)
     except _WrongVerb as wrong:
         visit.failed(wrong)
         await exchange.fail(wrong, (wrong.allow,))
-    except ServerError as error:
-        visit.failed(error)
-        await exchange.fail(error)
+    except ServerError as refusal:
+        visit.failed(refusal)
+        await exchange.fail(refusal)
     except Exception as bug:  # noqa: BLE001 - the one place where a bug becomes an answer
         _log_bug(bug, exchange)
         internal = Internal(f"An internal error occurred (request id {exchange.request_id}).")

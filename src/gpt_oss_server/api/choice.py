@@ -10,12 +10,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gpt_oss_server.api.tool_calls import CallDelta, CallsOfChoice
 from gpt_oss_server.errors import EngineFailed
 from gpt_oss_server.harmony.stop import StopStrings
 from gpt_oss_server.ports import OutputParser, Piece
 from gpt_oss_server.types import TokenDelta, TokenLogprob
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,20 @@ class TextDelta:
 
     content: str = ""
     reasoning: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
     logprobs: list[ContentLogprob] = field(default_factory=list)
     finish: Finish | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.content or self.reasoning or self.logprobs or self.finish)
+        return bool(self.content or self.reasoning or self.calls or self.logprobs or self.finish)
 
 
 class ChoiceText:
     """Follows one choice from its first token to its finish reason.
 
-    A tool call that a model makes though none was offered is not shown: no client could act on
-    it. Its tokens still count. Text after a stop string, and the stop string itself, are never
+    A tool call that a model makes though none was offered (`calls` is None) is not shown: no
+    client could act on it. Its tokens still count. Stop strings are looked for in content only.
+    Text after a stop string, and the stop string itself, are never
     shown; so is the text of a stop token that the client named, while the ids in
     `turn_end_ids` go through the parser, which needs them to see the end. A token's logprob comes
     with the first of its text, and not at all if none of it is shown.
@@ -62,8 +65,10 @@ class ChoiceText:
         *,
         silent_stop_ids: Collection[int] = (),
         start_chars: int = 0,
+        calls: CallsOfChoice | None = None,
     ) -> None:
         self._parser = parser
+        self._calls = calls
         self._stops = StopStrings(stops) if stops else None
         self._silent_stop_ids = silent_stop_ids
         self._content_chars = start_chars
@@ -105,11 +110,24 @@ class ChoiceText:
             self.reasoning_tokens += 1
             text.reasoning += piece.text
         elif piece.kind == "content":
-            if logprob is not None:
-                self._held_logprobs.append(ContentLogprob(logprob, self._content_chars))
-            self._add_content(piece.text, text)
+            self._add_content(piece.text, logprob, text)
+        elif piece.kind == "tool_call" and self._calls is not None:
+            self._add_call(piece, self._calls, logprob, text)
 
-    def _add_content(self, content: str, text: TextDelta) -> None:
+    def _add_call(
+        self, piece: Piece, calls: CallsOfChoice, logprob: TokenLogprob | None, text: TextDelta
+    ) -> None:
+        if not calls.takes(piece):
+            if piece.text:
+                self._add_content(piece.text, logprob, text)
+        elif calls.exceeds(piece):
+            self._complete("stop", text)
+        else:
+            text.calls += calls.feed(piece)
+
+    def _add_content(self, content: str, logprob: TokenLogprob | None, text: TextDelta) -> None:
+        if logprob is not None:
+            self._held_logprobs.append(ContentLogprob(logprob, self._content_chars))
         self._content_chars += len(content)
         if self._stops is None:
             self._show(content, text, whole=True)
@@ -117,7 +135,7 @@ class ChoiceText:
         shown, stopped = self._stops.feed(content)
         self._show(shown, text)
         if stopped:
-            self.finish = text.finish = "stop"
+            self._complete("stop", text, flush=False)
 
     def _show(self, content: str, text: TextDelta, *, whole: bool = False) -> None:
         """`whole` says that nothing is held back: tokens without text of their own (the first
@@ -134,9 +152,19 @@ class ChoiceText:
         for piece in self._parser.finish():
             if piece.kind == "reasoning":
                 text.reasoning += piece.text
-            elif piece.kind == "content" and self.finish is None:
-                self._add_content(piece.text, text)
+            elif self.finish is None:
+                self._add(piece, None, text)
         if self.finish is None:
-            if self._stops is not None:
-                self._show(self._stops.flush(), text, whole=True)
-            self.finish = text.finish = "stop" if finish == "stop" else "length"
+            self._complete("stop" if finish == "stop" else "length", text)
+
+    def _complete(
+        self, finish: Literal["stop", "length"], text: TextDelta, *, flush: bool = True
+    ) -> None:
+        """`flush`: show what was held back because it might have begun a stop string."""
+        if flush and self._stops is not None:
+            self._show(self._stops.flush(), text, whole=True)
+        self.finish = finish
+        if finish == "stop" and self._calls is not None and self._calls.count:
+            text.calls += self._calls.close()
+            self.finish = "tool_calls"
+        text.finish = self.finish

@@ -97,7 +97,7 @@ def _tokenise(
 def _plan(
     services: Services, request: CompletionRequest, head: AnswerHead, prompts: list[_Prompt]
 ) -> list[Job]:
-    wanted = request.structured_outputs
+    grammar = request.grammar
     plan = JobPlan(
         request=request,
         limit=OutputLimit(request.max_tokens, default_tokens=DEFAULT_MAX_TOKENS),
@@ -105,7 +105,7 @@ def _plan(
         logprobs=request.logprobs,
         info=services.ready_engine_info(),
         draw_seed=services.draw_seed,
-        guided=None if wanted is None else GuidedSpec.whole(wanted.grammar),
+        guided=None if grammar is None else GuidedSpec.whole(grammar),
     )
     return plan.jobs([prompt.ids for prompt in prompts], head.id)
 

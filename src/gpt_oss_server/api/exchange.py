@@ -63,6 +63,7 @@ class Exchange:
         rest: the part of the path that an endpoint's trailing `{name}` matched.
         status: of the answer; None until it has begun.
         extra_headers: sent with whatever answer there is.
+        failure_event: the last event of a stream that fails.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, route: RouteLabel) -> None:
@@ -81,6 +82,7 @@ class Exchange:
         self.rest = ""
         self.status: int | None = None
         self.extra_headers: tuple[Header, ...] = ()
+        self.failure_event: Callable[[ServerError], bytes] = _error_event
         self._trail: Trail | None = None
 
     @property
@@ -178,20 +180,15 @@ class Exchange:
         looks for it must not take a cut answer for one. OpenAI's client raises on the event.
         """
         if self._streaming:
-            await self.end_events(event(envelope(error)))
+            await self.end_events(self.failure_event(error))
             return
         if self._started:
             return
-        status = spec_of(error).status
-        if status in _RETRYABLE_STATUSES:
-            wait_s = error.retry_after_s or _DEFAULT_RETRY_AFTER_S
-            extra = (*extra, (b"retry-after", b"%d" % max(1, math.ceil(wait_s))))
-        if isinstance(error, Unauthorized):
-            extra = (*extra, (b"www-authenticate", b"Bearer"))
+        extra = (*extra, *_error_headers(error))
         if isinstance(error, RequestTimeout):
             # RFC 9110, 15.5.9; without it the rest of the body could go on dripping in.
             extra = (*extra, (b"connection", b"close"))
-        await self.reply(envelope(error), status=status, extra=extra)
+        await self.reply(envelope(error), status=spec_of(error).status, extra=extra)
 
     async def _start(self, status: int, headers: tuple[Header, ...]) -> None:
         self._started = True
@@ -237,6 +234,10 @@ def event(content: object) -> bytes:
     return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 
+def _error_event(error: ServerError) -> bytes:
+    return event(envelope(error))
+
+
 DONE_EVENT = b"data: [DONE]\n\n"
 
 
@@ -247,7 +248,18 @@ def refusal(
     was not HTTP enough to make one; `offered_id` is the `X-Request-Id` it came with, if any."""
     body = msgspec.json.encode(envelope(error))
     length: Header = (b"content-length", b"%d" % len(body))
-    return (_JSON, length, *_own_headers(_request_id(offered_id), route)), body
+    own = _own_headers(_request_id(offered_id), route)
+    return (_JSON, length, *_error_headers(error), *own), body
+
+
+def _error_headers(error: ServerError) -> tuple[Header, ...]:
+    """What the error's class says beside its envelope."""
+    if spec_of(error).status in _RETRYABLE_STATUSES:
+        wait_s = error.retry_after_s or _DEFAULT_RETRY_AFTER_S
+        return ((b"retry-after", b"%d" % max(1, math.ceil(wait_s))),)
+    if isinstance(error, Unauthorized):
+        return ((b"www-authenticate", b"Bearer"),)
+    return ()
 
 
 def _own_headers(request_id: str, route: RouteLabel) -> tuple[Header, ...]:

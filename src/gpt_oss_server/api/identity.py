@@ -31,7 +31,7 @@ def call_of(
     trail = exchange.trail
     trail.client_class = "key" if services.api_keys else "address"
     trail.session_known = session_id is not None
-    trail.priority = priority = priority_of(exchange)
+    trail.priority = priority = priority_of(exchange, services.api_keys, services.key_priorities)
     return Call(
         request_id=exchange.request_id,
         jobs=jobs,
@@ -46,20 +46,32 @@ def call_of(
 def client_of(exchange: Exchange, keys: KeyRing) -> str:
     """The unit of fairness: the API key's number where keys are set, else the address."""
     if keys:
-        token = (exchange.header(b"authorization") or b"").partition(b" ")[2].strip()
-        return f"key-{keys.index_of(token)}"
+        return f"key-{_key_of(exchange, keys)}"
     return exchange.client_host or "local"
 
 
-def priority_of(exchange: Exchange) -> int:
-    """`X-Priority`, 0 (lowest) to 9. Raises BadRequest for anything else."""
+def priority_of(exchange: Exchange, keys: KeyRing, of_keys: Sequence[int] = ()) -> int:
+    """`X-Priority`, 0 (lowest) to 9; without it the key's own, out of `of_keys`, or the default.
+
+    Raises BadRequest for anything else, and for more than the key's own.
+    """
+    index = _key_of(exchange, keys) if of_keys else None
+    own = None if index is None else of_keys[index]
     text = exchange.header(b"x-priority")
     if text is None:
-        return DEFAULT_PRIORITY
+        return DEFAULT_PRIORITY if own is None else own
     try:
-        return parse_priority(text.decode("latin-1").strip())
+        wanted = parse_priority(text.decode("latin-1").strip())
     except ValueError as error:
         raise BadRequest(f"{error}.", param="X-Priority") from None
+    if own is not None and wanted > own:
+        raise BadRequest(f"priority must be at most {own} with this key.", param="X-Priority")
+    return wanted
+
+
+def _key_of(exchange: Exchange, keys: KeyRing) -> int | None:
+    token = (exchange.header(b"authorization") or b"").partition(b" ")[2].strip()
+    return keys.index_of(token)
 
 
 def named_session(exchange: Exchange, user: str | None) -> str | None:

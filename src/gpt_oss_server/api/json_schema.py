@@ -12,6 +12,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from gpt_oss_server.api.json_schema_shape import shape_problem
+
 MAX_DEPTH: Final = 64
 MAX_BYTES: Final = 256 << 10
 
@@ -30,6 +32,9 @@ _ENFORCED: Final = frozenset(
         *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
     )
 )
+_COMPILER_OPTIONS: Final = "x-guidance"
+"""With it a schema could tell the compiler to separate members by something else than commas."""
+
 _MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS: Final = ("anyOf", "allOf", "oneOf", "prefixItems")
 _SINGLES: Final = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
@@ -86,6 +91,10 @@ def _check(place: str, part: object, *, strict: bool) -> None:
     where = f"at {place[:120]!r}: " if place else ""
     if not isinstance(part, Mapping | bool):
         raise SchemaError(f"{where}should be a schema (an object or a boolean)")
+    if isinstance(part, Mapping) and _COMPILER_OPTIONS in part:
+        raise SchemaError(f"{where}the keyword {_COMPILER_OPTIONS!r} is not supported")
+    if isinstance(part, Mapping) and (problem := shape_problem(part)) is not None:
+        raise SchemaError(f"{where}{problem}")
     if strict and isinstance(part, Mapping):
         for keyword in part:
             if keyword not in _ENFORCED and keyword not in _ANNOTATIONS:

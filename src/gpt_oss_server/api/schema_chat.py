@@ -6,7 +6,7 @@ know: how a conversation is rendered for a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,22 +17,23 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic_core import from_json
 
 from gpt_oss_server.api.schema_common import (
     MAX_INT32,
     Name,
     ReasoningEffort,
-    SamplingFields,
     StrictModel,
     Unsupported,
     only,
     wrong,
 )
-from gpt_oss_server.api.schema_guided import ResponseFormat, StructuredOutputs
-from gpt_oss_server.types import Grammar
+from gpt_oss_server.api.schema_guided import GuidedFields
+from gpt_oss_server.api.schema_tools import ToolChoice, ToolChoiceField, Tools, tool_choice_of
 
 MAX_MESSAGES = 16_384
 MAX_PARTS = 4_096
+MAX_CALLS = 128
 
 
 def _text_only(kind: object) -> object:
@@ -68,9 +69,19 @@ def flatten(content: str | list[TextPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
+def _json_object(text: str) -> str:
+    try:
+        is_object = isinstance(from_json(text, allow_inf_nan=False), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise wrong("should be the JSON text of an object")
+    return text
+
+
 class FunctionCall(StrictModel):
     name: Name
-    arguments: str
+    arguments: Annotated[str, AfterValidator(_json_object)]
 
 
 class ToolCall(StrictModel):
@@ -99,7 +110,7 @@ class AssistantMessage(StrictModel):
     content: Content | None = None
     name: Name | None = None
     reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_CALLS)
     refusal: Unsupported = None
     audio: Unsupported = None
     function_call: Unsupported = None
@@ -152,16 +163,34 @@ CheckedMessage = Annotated[ChatMessage, BeforeValidator(_has_known_role)]
 
 
 def _tools_answer_calls(messages: list[ChatMessage]) -> list[ChatMessage]:
-    called: set[str] = set()
+    """As OpenAI has it: behind a message with calls stand the results of all of them, each once,
+    before anything else."""
+    waiting: dict[str, str] = {}  # id of a call without result → where it stands
     for index, message in enumerate(messages):
-        if isinstance(message, AssistantMessage):
-            called.update(call.id for call in message.tool_calls or ())
-        elif isinstance(message, ToolMessage) and message.tool_call_id not in called:
-            raise wrong(
-                "no earlier assistant message has a tool call with this id",
-                field=f"[{index}].tool_call_id",
-            )
+        if isinstance(message, ToolMessage):
+            if waiting.pop(message.tool_call_id, None) is None:
+                raise wrong(
+                    "the messages before have no unanswered tool call with this id",
+                    field=f"[{index}].tool_call_id",
+                )
+            continue
+        _check_answered(waiting)
+        for number, call in enumerate(_calls_of(message)):
+            place = f"[{index}].tool_calls[{number}].id"
+            if call.id in waiting:
+                raise wrong("another call of this message has this id", field=place)
+            waiting[call.id] = place
+    _check_answered(waiting)
     return messages
+
+
+def _calls_of(message: ChatMessage) -> Sequence[ToolCall]:
+    return message.tool_calls or () if isinstance(message, AssistantMessage) else ()
+
+
+def _check_answered(waiting: Mapping[str, str]) -> None:
+    for place in waiting.values():
+        raise wrong("this tool call must be followed by a tool message with its id", field=place)
 
 
 Messages = Annotated[
@@ -183,7 +212,16 @@ def _mapping(message: ChatMessage) -> dict[str, Any]:
     return fields
 
 
-class ChatRequest(SamplingFields):
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
+"""All are served alike; the answer says so, as OpenAI's does where it serves another tier."""
+
+
+class ChatRequest(GuidedFields):
     """A chat completion request; everything else that OpenAI's API knows is refused by name."""
 
     messages: Messages
@@ -191,24 +229,24 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=16)
+    metadata: Metadata | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     store: Annotated[Any, only(None, False)] = None
-    service_tier: Annotated[Any, only(None, "auto", "default")] = None
+    service_tier: ServiceTier | None = None
     modalities: Annotated[Any, only(None, ["text"])] = None
     verbosity: Annotated[Any, only(None, "medium")] = None
-    tools: Annotated[Any, only(None, [])] = None
-    tool_choice: Annotated[Any, only(None, "none", "auto")] = None
-    parallel_tool_calls: Annotated[Any, only(None, True)] = None
+    tools: Tools | None = None
+    tool_choice: ToolChoiceField | None = None
+    parallel_tool_calls: bool | None = None
     functions: Annotated[Any, only(None, [])] = None
     function_call: Annotated[Any, only(None, "none", "auto")] = None
     audio: Unsupported = None
     prediction: Unsupported = None
     web_search_options: Unsupported = None
     prompt_cache_retention: Unsupported = None
+    prompt_cache_options: Unsupported = None
+    moderation: Unsupported = None
 
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatRequest:
@@ -216,9 +254,24 @@ class ChatRequest(SamplingFields):
             raise wrong("give either this or 'max_completion_tokens'", field="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise wrong("only allowed when 'logprobs' is true", field="top_logprobs")
-        if self.structured_outputs is not None and self.response_grammar is not None:
-            raise wrong("give either this or 'response_format'", field="structured_outputs")
         return self
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> ChatRequest:
+        if self.parallel_tool_calls is False and not self.tools:
+            raise wrong("only allowed when 'tools' are given", field="parallel_tool_calls")
+        tool_choice_of(self.tools or (), self.tool_choice)
+        return self
+
+    @property
+    def chosen_tools(self) -> ToolChoice:
+        """Whether functions may or must be called, and which."""
+        return tool_choice_of(self.tools or (), self.tool_choice)
+
+    @property
+    def may_call_several(self) -> bool:
+        """Whether one turn may have more than one call."""
+        return self.parallel_tool_calls is not False
 
     @property
     def named_format(self) -> dict[str, Any] | None:
@@ -231,18 +284,6 @@ class ChatRequest(SamplingFields):
             "description": wanted.description,
             "schema": wanted.schema_,
         }
-
-    @property
-    def response_grammar(self) -> Grammar | None:
-        """What `response_format` asks of the answer."""
-        return None if self.response_format is None else self.response_format.grammar
-
-    @property
-    def grammar(self) -> Grammar | None:
-        """What the answer must be, however it was asked for."""
-        if self.structured_outputs is not None:
-            return self.structured_outputs.grammar
-        return self.response_grammar
 
     @property
     def output_limit(self) -> int | None:

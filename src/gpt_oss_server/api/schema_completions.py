@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from gpt_oss_server.api.schema_common import SamplingFields, Unsupported, wrong
-from gpt_oss_server.api.schema_guided import StructuredOutputs
+from gpt_oss_server.api.schema_common import Unsupported, wrong
+from gpt_oss_server.api.schema_guided import GuidedFields
 
 DEFAULT_MAX_TOKENS = 16
 """What OpenAI's API uses when a completion request leaves `max_tokens` open."""
@@ -55,7 +55,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(GuidedFields):
     """A text completion request."""
 
     prompt: Prompt
@@ -63,7 +63,6 @@ class CompletionRequest(SamplingFields):
     logprobs: int | None = Field(None, ge=0, le=5)
     best_of: int | None = Field(None, ge=1)
     suffix: Unsupported = None
-    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _check_combinations(self) -> CompletionRequest:

@@ -21,6 +21,7 @@ from gpt_oss_server.errors import NotFound, NotReady
 from gpt_oss_server.events import Operation
 from gpt_oss_server.facts import NO_TRIGGER_REASON, Route
 from gpt_oss_server.ports import ChatFormat, Engine
+from gpt_oss_server.responses_store.thread import ResponseStore
 from gpt_oss_server.trail import Journal
 from gpt_oss_server.types import EngineInfo
 
@@ -111,7 +112,7 @@ class Endpoint:
     those that generate, each of whose requests ends in one record.
     """
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     handle: Callable[[Exchange, Services], Awaitable[None]]
     access: Access = Access.API
@@ -138,10 +139,13 @@ class Services:
         text_pool: bounded pool in which rendering and tokenising run.
         bulk_pool: another one, for large bodies, so that nobody else waits for theirs; without
             one they share the text pool.
+        key_priorities: one per key of `api_keys`, or none: its requests' priority and the highest
+            that they may ask for.
         draining: True once shutdown has begun; new work is then refused with 503.
         clock: Unix time in seconds, for `created`.
         draw_seed: a seed in [0, 2^63) for a request that brings none.
         journal: is told of every request.
+        responses: where responses are kept; None: nowhere.
         extra_endpoints: endpoints of other rooms (statistics, metrics, administration).
     """
 
@@ -155,11 +159,13 @@ class Services:
     limits: Limits = field(default_factory=Limits)
     api_keys: KeyRing = field(default_factory=KeyRing)
     admin_keys: KeyRing = field(default_factory=KeyRing)
+    key_priorities: tuple[int, ...] = ()
     desk: FrontDesk = field(default_factory=OpenDesk)
     draining: Callable[[], bool] = _never_draining
     clock: Callable[[], float] = time.time
     draw_seed: Callable[[], int] = _draw_seed
     journal: Journal = field(default_factory=Journal)
+    responses: ResponseStore | None = None
     extra_endpoints: tuple[Endpoint, ...] = ()
 
     def pool_for(self, body_bytes: int) -> Executor:

@@ -6,6 +6,7 @@ Both are built from snapshots and never block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,16 +20,25 @@ from gpt_oss_server.nccl import NcclSettings
 from gpt_oss_server.ports import Engine
 from gpt_oss_server.routing import gpu_balance, missed_targets, stats_section
 from gpt_oss_server.routing.pressure import effective_pressure
+from gpt_oss_server.telemetry.gpu import ProbeView
 from gpt_oss_server.types import EngineStats
 
 
 class Statistics:
     """Builds both documents. Holds references only."""
 
-    def __init__(self, desk: Desk, engine: Engine, nccl: NcclSettings | None = None) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        engine: Engine,
+        nccl: NcclSettings | None = None,
+        probe: Callable[[], ProbeView | None] = lambda: None,
+    ) -> None:
+        """`probe` is what is known of the GPU probe; None before it began."""
         self._desk = desk
         self._engine = engine
         self._nccl = nccl
+        self._probe = probe
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
@@ -88,6 +98,7 @@ class Statistics:
         return {
             "gpus": [self._gpu(view, now_s, kv_capacity_bytes(info)) for view in views],
             "pressure": effective_pressure(views, now_s, desk.routing.stale_after_s),
+            "probe": _health(self._probe()),
             "kv": {
                 "block_size": info.block_size,
                 "pool_bytes": kv_capacity_bytes(info),
@@ -139,6 +150,18 @@ class Statistics:
             "reading_age_s": age,
             "stale": age is None or age > self._desk.routing.stale_after_s,
         }
+
+
+def _health(probe: ProbeView | None) -> dict[str, Any] | None:
+    """How asking for the GPUs goes: what failed never reaches the readings above."""
+    if probe is None:
+        return None
+    return {
+        "polls": probe.polls,
+        "errors": probe.errors,
+        "hung": probe.hung,
+        "last_error": probe.last_error,
+    }
 
 
 def _plain(stats: EngineStats) -> dict[str, Any]:

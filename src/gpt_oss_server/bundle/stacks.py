@@ -6,14 +6,16 @@ Knows: frames. Does not know: what they do. Local variables hold prompts; none i
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
 MAX_FRAMES = 60
 MAX_TASKS = 200
+_STEPS = ("async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper")
 _BUNDLES_OWN = "gpt_oss_server/bundle/"
 
 
@@ -65,7 +67,18 @@ def _awaited(waiting: Any) -> Iterator[str]:
                 waiting = getattr(waiting, following, None)
                 break
         else:
-            return
+            waiting = _inside(waiting)
+            if waiting is None:
+                return
+
+
+def _inside(waiting: Any) -> Any:
+    """What a step of an async generator is a step of; None for what is no such step. Only the
+    garbage collector is told: without it every stream's stack would end where it is read."""
+    if type(waiting).__name__ not in _STEPS:
+        return None
+    held = gc.get_referents(waiting)
+    return next((one for one in held if isinstance(one, AsyncGenerator | Coroutine)), None)
 
 
 def _place(code: CodeType, line: int | None) -> str:

@@ -31,7 +31,6 @@ from gpt_oss_server.dispatch.estimate import (
 from gpt_oss_server.dispatch.fleet import LocalFleet
 from gpt_oss_server.dispatch.gate import AdmissionGate, Held
 from gpt_oss_server.dispatch.latency import LatencyWindow
-from gpt_oss_server.dispatch.past import PastCounts
 from gpt_oss_server.errors import ContextTooLong, NotReady, Overloaded
 from gpt_oss_server.events import Admitted, DecisionTaken, TurnedAway, TurnedAwayReason
 from gpt_oss_server.facts import NO_TRIGGER_REASON, Decision, RequestFacts, Route
@@ -87,17 +86,24 @@ class Lease:
 
 
 class _Watch:
-    """Counts one request's output, and tells admission how far its longest job has come and
-    when the engine had to put one back."""
+    """Counts one request's output, and tells when the first of it comes; tells admission how far
+    the longest job has come and when the engine had to put one back."""
 
-    def __init__(self, held: Held, gate: AdmissionGate, jobs: int) -> None:
+    def __init__(
+        self, held: Held, gate: AdmissionGate, jobs: int, on_first: Callable[[], None]
+    ) -> None:
         held.jobs = jobs
         self._held = held
         self._gate = gate
+        self._on_first = on_first
+        self._seen = False
         self._lengths = [0] * jobs
         self._told = 0
 
     def __call__(self, index: int, delta: TokenDelta) -> None:
+        if not self._seen:
+            self._seen = True
+            self._on_first()
         tokens = len(delta.token_ids)
         self._held.output_tokens += tokens
         length = self._lengths[index] = self._lengths[index] + tokens
@@ -114,7 +120,6 @@ class _Serving(msgspec.Struct, frozen=True):
     info: EngineInfo
     capacity: Capacity
     estimator: KvEstimator
-    gate: AdmissionGate
 
 
 class OpenDesk:
@@ -158,7 +163,8 @@ class Desk:
         self._notices = NoticeLimit()
         self._outputs = OutputLengths(admission.output_quantile)
         self._serving: _Serving | None = None
-        self._past = PastCounts()
+        self._gate: AdmissionGate | None = None
+        self._restarts = 0
         self._load_tokens = 0
 
     @asynccontextmanager
@@ -166,32 +172,36 @@ class Desk:
         """Decide, wait for a place, and hold it while the block runs.
 
         Raises:
-            NotReady: no engine is up.
+            NotReady: no engine was up yet, or none came back in time.
             Overloaded: full (429 with Retry-After).
             ContextTooLong: it can never fit.
         """
         began_s = self._clock()
-        serving = self._current()
-        decision = self._decide(call, serving)
+        serving, gate = self._current()
+        decision = self._decide(call, serving, gate)
         route: Route = decision.executed or "single_gpu"
         request = self._request(call, decision, serving)
         with self._loaded(decision.input_tokens):
-            async with self._place(call, decision, request, serving.gate) as held:
-                self.ledger.record_executed(route)
-                plan = held.admission.plan
+            async with self._place(call, decision, request, gate) as held:
+                plan, sequences = held.admission.plan, held.admission.request.sequences
                 tracked = self._begin_session(call)
                 jobs = _granted(call.jobs, plan.max_tokens, tracked)
-                watch = _Watch(held, serving.gate, len(jobs))
-                lease = Lease(jobs, route, _reason(decision), watch, request.sequences)
+                # Admitted is not run: it may be cancelled, or the engine die, in its prefill.
+                watch = _Watch(held, gate, len(jobs), lambda: self.ledger.record_executed(route))
+                lease = Lease(jobs, route, _reason(decision), watch, sequences)
+                restarts = self._restarts
                 try:
-                    with self._loaded(plan.expected_tokens * request.sequences):
+                    with self._loaded(plan.expected_tokens * sequences):
                         yield lease
                     elapsed_s = self._clock() - began_s
                     self.ledger.record_latency(route, 1e3 * elapsed_s)
                     self.latencies.add(elapsed_s)
                 finally:
                     if tracked is not None:
-                        self._end_session(tracked, call.jobs, serving, held.output_tokens)
+                        prefix = len(call.jobs[0].prompt) + held.output_tokens // len(jobs)
+                        # What a worker had in its cache died with it.
+                        same = self._pools() is not None and self._restarts == restarts
+                        self._end_session(tracked, prefix if same else 0)
 
     @asynccontextmanager
     async def _place(
@@ -235,6 +245,8 @@ class Desk:
         retry_after_s = None
         if isinstance(error, Overloaded):
             reason, retry_after_s = error.reason, error.retry_after_s
+        elif isinstance(error, NotReady):  # the gate's: the engine did not come back in time
+            reason, retry_after_s = "deadline", error.retry_after_s
         elif isinstance(error, ContextTooLong):
             reason = "never_fits"
         elif isinstance(error, asyncio.CancelledError):
@@ -256,27 +268,37 @@ class Desk:
         """Admission's counts since this desk began, and the blocks of the pools that there are
         now; None before the first engine was up."""
         try:
-            serving = self._serving or self._current()
+            _, gate = self._current()
         except NotReady:
             return None
-        return self._past.added_to(serving.gate.snapshot())
+        return gate.snapshot()
 
-    def _current(self) -> _Serving:
+    def _current(self) -> tuple[_Serving, AdmissionGate]:
+        """The engine that there is, or was last, and the gate before it. Raises NotReady before
+        the first was up."""
         info = self._engine.info()
         if self._serving is None or self._serving.info != info:
-            if self._serving is not None:
-                self._past.retire(self._serving.gate)
-            capacity = capacity_of(info)
-            gate = AdmissionGate(
-                AdmissionCore(capacity, self._admission, self._outputs), self._clock
-            )
-            self._serving = _Serving(info, capacity, estimator_for(info), gate)
-        return self._serving
+            self._serving = _Serving(info, capacity_of(info), estimator_for(info))
+        if self._gate is None:
+            core = AdmissionCore(self._serving.capacity, self._admission, self._outputs)
+            self._gate = AdmissionGate(core, self._clock, self._pools)
+        return self._serving, self._gate
 
-    def _decide(self, call: Call, serving: _Serving) -> Decision:
+    def _pools(self) -> Capacity | None:
+        """What the engine has now to admit to; None while it is down."""
+        state = self._engine.state()
+        if state.restarts != self._restarts:
+            self._restarts = state.restarts
+            self.sessions.lost()
+        if not state.ready:
+            return None
+        serving, _ = self._current()
+        return serving.capacity
+
+    def _decide(self, call: Call, serving: _Serving, gate: AdmissionGate) -> Decision:
         began_s = self._clock()
         facts = self._facts(call, serving)
-        reserved = serving.gate.snapshot().blocks_used
+        reserved = gate.snapshot().blocks_used
         view = self.fleet.view(load_tokens=self._load_tokens, reserved_blocks=reserved)
         decision = self._policy.decide(facts, view)
         decide_s = self._clock() - began_s
@@ -348,12 +370,12 @@ class Desk:
             self._engine.forget(eviction.session.key)
         return None if session is None else call.session_id
 
-    def _end_session(
-        self, key: str, jobs: Sequence[Job], serving: _Serving, output_tokens: int
-    ) -> None:
-        prefix = len(jobs[0].prompt) + output_tokens // len(jobs)
-        blocks = serving.estimator.footprint(prefix, 1).blocks
-        size = kv_bytes(serving.info, blocks)
+    def _end_session(self, key: str, prefix: int) -> None:
+        """A request of the session is over, and left a prefix of so many tokens in the cache."""
+        serving, _ = self._current()
+        size = 0
+        if prefix:
+            size = kv_bytes(serving.info, serving.estimator.footprint(prefix, 1).blocks)
         session = self.sessions.end(key, self._clock(), prefix, size)
         if session.prefix_tokens < prefix:  # over its limit: what is beyond is let go
             self._engine.forget(key, session.prefix_tokens)

@@ -1,7 +1,11 @@
 """Admission on an event loop: who waits, who is woken, whose lease ends when.
 
-Knows: asyncio, and the five calls of `AdmissionCore`. Does not know: how a verdict is reached,
+Knows: asyncio, and the calls of `AdmissionCore`. Does not know: how a verdict is reached,
 engines, HTTP. One event loop only.
+
+While the engine is down nothing starts: who waits goes on waiting, until it is back or its own
+time is up. Whether it is down is asked whenever something could start, and, while somebody waits
+for it to come back, every `RESUME_POLL_S`.
 """
 
 from __future__ import annotations
@@ -10,9 +14,18 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from gpt_oss_server.admission.capacity import Capacity
 from gpt_oss_server.admission.core import AdmissionCore, AdmissionSnapshot
-from gpt_oss_server.admission.offers import Admission, AdmissionRequest, Changes, Verdict
-from gpt_oss_server.errors import ContextTooLong, Overloaded
+from gpt_oss_server.admission.offers import (
+    Admission,
+    AdmissionRequest,
+    Changes,
+    Departure,
+    Verdict,
+)
+from gpt_oss_server.errors import ContextTooLong, NotReady, Overloaded, ServerError
+
+RESUME_POLL_S = 0.1
 
 
 class Held:
@@ -36,14 +49,23 @@ class AdmissionGate:
     """Waits, wakes and releases. Every lease is given back exactly once: by the `async with` block
     that holds it, however that block ends."""
 
-    def __init__(self, core: AdmissionCore, clock: Callable[[], float]) -> None:
-        """`clock` is monotonic seconds, the same for every call on `core`."""
+    def __init__(
+        self,
+        core: AdmissionCore,
+        clock: Callable[[], float],
+        pools: Callable[[], Capacity | None] | None = None,
+    ) -> None:
+        """`clock` is monotonic seconds, the same for every call on `core`. `pools` is what the
+        engine has now, None while it is down; left out, it is always up with those of `core`."""
         self._core = core
         self._clock = clock
+        self._pools = pools or (lambda: core.capacity)
         self._waiting: dict[int, asyncio.Future[Admission]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def snapshot(self) -> AdmissionSnapshot:
+        """Admission now, in the pools that the engine has now."""
+        self._look()
         return self._core.snapshot()
 
     @asynccontextmanager
@@ -52,8 +74,10 @@ class AdmissionGate:
 
         Raises:
             Overloaded: no place in the queue, or not in time; with `retry_after_s`.
+            NotReady: the same, where it is the engine's being down that it waited for.
             ContextTooLong: it can never fit this pool.
         """
+        self._look()
         verdict = self._core.offer(request, self._clock())
         self._carry_out(verdict.changes)
         admission = verdict.admission
@@ -67,6 +91,7 @@ class AdmissionGate:
         finally:
             # A cut answer says nothing about how long answers are.
             taught = held.taught_tokens if finished else None
+            self._look()
             self._carry_out(self._core.release(admission.ticket, taught, self._clock()))
 
     def progress(self, held: Held, longest_tokens: int) -> None:
@@ -84,9 +109,7 @@ class AdmissionGate:
                 f"The request can never run here: {verdict.message}.", param="max_tokens"
             )
         if verdict.action != "queue":
-            raise Overloaded(
-                f"Too many requests: {verdict.message}.", retry_after_s=verdict.retry_after_s
-            )
+            raise self._refusal(verdict.message, verdict.retry_after_s)
         ticket = verdict.ticket
         future: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
@@ -96,6 +119,7 @@ class AdmissionGate:
         except BaseException:
             # Cancelled while it waited, or at the very moment it was admitted: either way the
             # core frees what it holds. After a departure there is nothing left to cancel.
+            self._look()
             self._waiting.pop(ticket, None)
             self._carry_out(self._core.cancel(ticket, self._clock()))
             raise
@@ -108,25 +132,54 @@ class AdmissionGate:
         for departure in changes.departed:
             future = self._waiting.pop(departure.ticket)
             if not future.done():
-                error = Overloaded(
-                    f"Too many requests: waited {departure.waited_s:.1f} s without a place "
-                    f"({departure.reason}).",
-                    retry_after_s=departure.retry_after_s,
-                )
-                error.reason = departure.reason
-                future.set_exception(error)
+                future.set_exception(self._why(departure))
         self._set_timer()
 
+    def _why(self, departure: Departure) -> ServerError:
+        """What a request is told that waited in vain."""
+        if departure.reason == "never_fits":
+            return ContextTooLong(
+                f"The engine was restarted with less memory: {departure.message}.",
+                param="max_tokens",
+            )
+        error = self._refusal(
+            f"waited {departure.waited_s:.1f} s without a place ({departure.reason})",
+            departure.retry_after_s,
+        )
+        if isinstance(error, Overloaded):
+            error.reason = departure.reason
+        return error
+
+    def _refusal(self, why: str, retry_after_s: float | None) -> ServerError:
+        if self._core.on_hold:
+            return NotReady(f"The engine is being restarted: {why}.", retry_after_s=retry_after_s)
+        return Overloaded(f"Too many requests: {why}.", retry_after_s=retry_after_s)
+
+    def _look(self) -> None:
+        """Follow the engine, down and up again."""
+        pools = self._pools()
+        if pools is None:
+            if not self._core.on_hold:
+                self._core.hold()
+                self._set_timer()
+        elif self._core.on_hold or pools is not self._core.capacity:
+            self._carry_out(self._core.resume(pools, self._clock()))
+
     def _set_timer(self) -> None:
-        """One timer, for the earliest deadline among those who wait."""
+        """One timer: for the earliest deadline among those who wait, and for the next look at an
+        engine that is down."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         due_s = self._core.next_deadline_s()
-        if due_s is not None:
-            delay_s = max(0.0, due_s - self._clock())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
+        if due_s is None:
+            return
+        delay_s = max(0.0, due_s - self._clock())
+        if self._core.on_hold:
+            delay_s = min(delay_s, RESUME_POLL_S)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_time)
 
-    def _expire(self) -> None:
+    def _on_time(self) -> None:
         self._timer = None
+        self._look()
         self._carry_out(self._core.expire(self._clock()))

@@ -77,6 +77,8 @@ class Plan:
     context_tokens: int | None
     kv_bytes_per_token: int
     modes: tuple[ModePlan, ...]
+    weights_exact: bool = True
+    kv_exact: bool = True
 
     def of(self, mode: GpuMode) -> ModePlan:
         return next(plan for plan in self.modes if plan.mode == mode)
@@ -110,19 +112,21 @@ def make_plan(config: Mapping[str, Any], asked: PlanRequest) -> Plan:
         raise ConfigError(f"the checkpoint's weights are not MXFP4 (they are {stored or 'plain'})")
     dequantized = asked.weights == "bf16"
     shape = shape_from_config(config)
-    total = weights_of(
+    weights = weights_of(
         config,
         dtype=asked.dtype,
         dequantized=dequantized,
         checkpoint_bytes=asked.checkpoint_bytes,
-    ).total_bytes
+    )
     return Plan(
         asked=asked,
         weights=asked.dtype if dequantized or stored is None else stored,
-        weights_bytes=total,
+        weights_bytes=weights.total_bytes,
         context_tokens=shape.max_positions,
         kv_bytes_per_token=kv_bytes_per_token(shape, DTYPE_BYTES[asked.dtype]),
         modes=tuple(_mode_plan(config, asked, mode, shape.max_positions) for mode in MODES),
+        weights_exact=weights.exact,
+        kv_exact=shape.exact,
     )
 
 

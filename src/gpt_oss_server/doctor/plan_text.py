@@ -36,13 +36,15 @@ def aligned(rows: Sequence[Sequence[str]], indent: int = 0) -> list[str]:
 
 
 def headline(model: ModelFacts, plan: Plan) -> list[str]:
-    """The model, its weights, its cache, and the GPUs asked about."""
+    """The model, its weights, its cache, and the GPUs asked about. What is not exact says so."""
     machine, dtype = plan.asked.machine, plan.asked.dtype
+    about = "" if plan.weights_exact else "about "
+    most = "" if plan.kv_exact else "at most "
     return aligned(
         [
             ["model", model.model_id],
-            ["weights", f"{gib(plan.weights_bytes)}, {_form(plan)}"],
-            ["KV cache", f"{plan.kv_bytes_per_token:,} bytes per token and request, {dtype}"],
+            ["weights", f"{about}{gib(plan.weights_bytes)}, {_form(plan)}"],
+            ["KV cache", f"{most}{plan.kv_bytes_per_token:,} bytes per token and request, {dtype}"],
             [
                 "GPUs",
                 f"{machine.gpus} of {gib(machine.gpu_memory_bytes)}, {machine.utilization:g} of it "

@@ -31,6 +31,13 @@ BACKOFF_MAX_S = 30.0
 STABLE_AFTER_S = 60.0
 HANG_CHECK_S = 1.0
 STOP_GRACE_S = 5.0
+# A forward pass frees and asks again for the same megabytes in every layer. glibc by default
+# returns them to the kernel each time and pays for the page faults: at 512 rows an activation
+# then takes nine times as long. The worker keeps what it freed; its peak is the same.
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+}
 
 
 class _Stream:
@@ -85,7 +92,9 @@ class _WorkerProtocol(asyncio.Protocol):
     """Parses frames as they arrive and hands each message on, without a task switch."""
 
     def __init__(
-        self, on_message: Callable[[wire.ToFront], None], on_lost: Callable[[], None]
+        self,
+        on_message: Callable[[wire.ToFront], None],
+        on_lost: Callable[[_WorkerProtocol], None],
     ) -> None:
         self._on_message = on_message
         self._on_lost = on_lost
@@ -97,13 +106,14 @@ class _WorkerProtocol(asyncio.Protocol):
             self._on_message(self._decoder.decode(payload))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._on_lost()
+        self._on_lost(self)
 
 
 class EngineClient:
     """A supervised worker. `start` waits for the first one and raises what keeps it from
-    starting; later deaths are healed by restarting with exponential backoff. One that has work
-    and says nothing for `spec.hang_after_s` is taken for dead and killed."""
+    starting; later deaths are healed by restarting with exponential backoff, for as long as it
+    takes, and until then the state says what is wrong. One that has work and says nothing for
+    `spec.hang_after_s` is taken for dead and killed."""
 
     def __init__(
         self,
@@ -122,16 +132,24 @@ class EngineClient:
         self._next_key = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
+        self._connection: _WorkerProtocol | None = None
         self._started: asyncio.Future[EngineInfo] | None = None
         self._lost = asyncio.Event()
         self._last_words = ""
         self._supervisor: asyncio.Task[None] | None = None
         self._was_ready = False
+        self._closing = False
+        self._trouble = ""
         self._heard_s = 0.0
 
     async def start(self) -> None:
         """Start the worker and wait until it is ready. Raises StartupError."""
-        await self._launch()
+        try:
+            await self._launch()
+        except OSError as error:  # no process, no socket: this machine is out of something
+            raise StartupError(
+                f"the engine's process cannot be started: {_words(error)}"
+            ) from error
         self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
 
     def info(self) -> EngineInfo:
@@ -175,6 +193,7 @@ class EngineClient:
 
     async def close(self) -> None:
         """End the worker and wait for it; live jobs end in EngineFailed."""
+        self._closing = True
         self._state = EngineState(False, "shutting down", self._state.restarts)
         if self._supervisor is not None:
             self._supervisor.cancel()
@@ -184,33 +203,47 @@ class EngineClient:
         self._fail_streams("the server is shutting down")
 
     async def _launch(self) -> None:
-        """One worker from fork to ready. Raises StartupError if it does not get there."""
-        loop = asyncio.get_running_loop()
-        self._state = EngineState(False, "loading the model", self._state.restarts)
-        self._started = loop.create_future()
+        """One worker from fork to ready. Raises StartupError if it does not get there, and
+        whatever the operating system refuses."""
+        self._started = asyncio.get_running_loop().create_future()
         self._lost.clear()
         self._last_words = ""
         self._was_ready = False
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = self._spawn(theirs)
-        transport, _ = await loop.create_connection(
-            lambda: _WorkerProtocol(self._take, self._connection_lost), sock=ours
-        )
-        self._transport = transport
-        transport.write(wire.frame(wire.Start(self._spec)))
+        self._not_ready("loading the model")
         try:
+            await self._connect()
             self._info = await self._started
         except BaseException:
             await self._end_process()
             raise
         self._was_ready = True
+        self._trouble = ""
         self._state = EngineState(True, "ready", self._state.restarts)
+
+    async def _connect(self) -> None:
+        """Start the process and send it its specification."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = self._spawn(theirs)
+            self._connection = connection = _WorkerProtocol(self._take, self._connection_lost)
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                lambda: connection, sock=ours
+            )
+        except BaseException:
+            ours.close()
+            raise
+        self._transport = transport
+        transport.write(wire.frame(wire.Start(self._spec)))
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         # One OpenMP thread by default: torch.set_num_threads in the worker has the last word,
         # but libraries that size their pools at import must not take every core.
-        environment = {"OMP_NUM_THREADS": str(self._spec.threads or 1), **os.environ}
+        environment = {
+            "OMP_NUM_THREADS": str(self._spec.threads or 1),
+            **KEEP_FREED_MEMORY,
+            **os.environ,
+        }
         return subprocess.Popen(
             [sys.executable, "-m", "gpt_oss_server.engine.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -223,27 +256,52 @@ class EngineClient:
     async def _supervise(self) -> None:
         """Wait for a death, say so, bring a new worker up; for ever."""
         backoff_s = BACKOFF_FIRST_S
-        ready_s = time.monotonic()
         while True:
+            ready_s = time.monotonic()
             await self._until_lost()
-            await self._end_process()
             if time.monotonic() - ready_s >= STABLE_AFTER_S:
                 backoff_s = BACKOFF_FIRST_S
+            try:
+                await self._end_process()
+            except Exception as error:  # noqa: BLE001 - it lost its channel and will end by itself
+                self._last_words = self._last_words or _words(error)
+            backoff_s = await self._restart(self._death_reason(), backoff_s)
+
+    async def _restart(self, trouble: str, backoff_s: float) -> float:
+        """Try until there is a worker again; the next backoff.
+
+        A start needs files, processes, threads and memory. Whatever is short of them now, and
+        however that shows, may have passed at the next try: no exception ends the trying.
+        """
+        while True:
+            self._trouble = trouble
             restarts = self._state.restarts + 1
-            self._state = EngineState(False, f"{self._death_reason()}; restarting", restarts)
-            self._on_progress(f"{self._death_reason()}; restarting in {backoff_s:g} s")
-            self._emit(WorkerRestarted(self._death_reason(), restarts))
+            self._state = EngineState(False, f"{trouble}; restarting", restarts)
+            self._tell(f"{trouble}; restarting in {backoff_s:g} s")
+            self._tell_event(WorkerRestarted(trouble, restarts))
             await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
             try:
                 await self._launch()
-            except StartupError as error:
-                self._last_words = str(error)
-                self._state = EngineState(False, f"restart failed: {error}", restarts)
-                self._lost.set()
+            except Exception as error:  # noqa: BLE001 - see above
+                trouble = f"restart failed: {_words(error)}"
             else:
-                self._on_progress("the engine is ready again")
-            ready_s = time.monotonic()
-            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+                self._tell("the engine is ready again")
+                return backoff_s
+
+    def _tell(self, text: str) -> None:
+        with contextlib.suppress(Exception):  # a listener's fault must not keep the engine down
+            self._on_progress(text)
+
+    def _tell_event(self, event: Event) -> None:
+        with contextlib.suppress(Exception):  # likewise
+            self._emit(event)
+
+    def _not_ready(self, reason: str) -> None:
+        """Say why, and keep saying what went wrong before."""
+        if self._trouble:
+            reason = f"{reason}, after: {self._trouble}"
+        self._state = EngineState(False, reason, self._state.restarts)
 
     async def _until_lost(self) -> None:
         """Return when the worker is gone, or has hung and been killed."""
@@ -270,8 +328,8 @@ class EngineClient:
                 error.exit_status = message.exit_status
                 self._started.set_exception(error)
         elif isinstance(message, wire.Progress):
-            self._state = EngineState(False, message.text, self._state.restarts)
-            self._on_progress(message.text)
+            self._not_ready(message.text)
+            self._tell(message.text)
         else:
             self._last_words = message.message
 
@@ -287,10 +345,14 @@ class EngineClient:
             if stream is not None:
                 stream.put(wire.error_of(failed))
 
-    def _connection_lost(self) -> None:
+    def _connection_lost(self, connection: _WorkerProtocol) -> None:
+        if connection is not self._connection:  # of a worker that has a successor already
+            return
         self._transport = None
+        self._connection = None
         self._stats = EngineStats()
-        self._state = EngineState(False, "the engine worker ended", self._state.restarts)
+        if not self._closing:
+            self._not_ready("the engine worker ended")
         if self._started is not None and not self._started.done():
             self._started.set_exception(
                 StartupError("the engine worker ended while loading; see its output above")
@@ -323,3 +385,9 @@ class EngineClient:
         except subprocess.TimeoutExpired:
             process.kill()
             await asyncio.to_thread(process.wait)
+
+
+def _words(error: BaseException) -> str:
+    """One line for an operator: a StartupError's own, else what kind of error it was too."""
+    first = (str(error).strip() or "no message").splitlines()[0][:300]
+    return first if isinstance(error, StartupError) else f"{type(error).__name__}: {first}"

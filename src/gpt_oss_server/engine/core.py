@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import torch
 
 from gpt_oss_server.engine.batcher import Batcher
 from gpt_oss_server.engine.guided import Guides
+from gpt_oss_server.engine.host_memory import check_room, free_bytes
 from gpt_oss_server.engine.kv_space import GroupSpec, KvSpace
 from gpt_oss_server.engine.layout import allocate_layers, observe_layers, reconcile
 from gpt_oss_server.engine.loader import LoadedModel, load_model
@@ -85,6 +85,8 @@ class EngineCore:
         self._activations_bytes = _activations(spec, config, loaded, self._batch_tokens)
         budget = spec.kv_cache_bytes or _kv_budget(spec, loaded, self._activations_bytes)
         plan = _plan(spec, loaded, shape, self._batch_tokens, budget)
+        if loaded.device.type == "cpu":
+            check_room(plan.total_bytes, free_bytes())
         self.kv = KvSpace(
             [GroupSpec(g.name, g.window, g.num_blocks) for g in plan.groups],
             block_size=spec.block_size,
@@ -434,5 +436,4 @@ def _kv_budget(spec: EngineSpec, loaded: LoadedModel, activations_bytes: int) ->
         return int(free - (1.0 - spec.gpu_memory_utilization) * total) - activations_bytes
     if spec.memory_budget_bytes is not None:
         return spec.memory_budget_bytes - loaded.weights_bytes - activations_bytes
-    free = psutil.virtual_memory().available
-    return min(int(free * CPU_KV_SHARE), CPU_KV_MAX_BYTES)
+    return min(int(free_bytes() * CPU_KV_SHARE), CPU_KV_MAX_BYTES)

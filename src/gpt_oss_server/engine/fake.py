@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from gpt_oss_server.engine.guided_spec import check_spec
 from gpt_oss_server.errors import BadRequest, ContextTooLong, EngineFailed, NotReady, Overloaded
 from gpt_oss_server.types import (
     EngineInfo,
@@ -200,6 +201,8 @@ class FakeEngine:
         info, prompt_tokens = self._info, len(job.prompt)
         if not job.prompt or any(not 0 <= token < info.vocab_size for token in job.prompt):
             raise BadRequest("The prompt is empty or has ids outside the vocabulary.")
+        if job.sampling.guided is not None:
+            check_spec(job.sampling.guided, info.vocab_size)
         room_tokens = info.max_model_len - prompt_tokens
         wanted_tokens = job.sampling.max_tokens
         if room_tokens < 1 or (job.max_tokens_explicit and wanted_tokens > room_tokens):

@@ -25,18 +25,12 @@ import numpy.typing as npt
 
 from gpt_oss_server.engine.guided_forge import Forge, Made
 from gpt_oss_server.engine.guided_grammar import GrammarError, check_length
+from gpt_oss_server.engine.guided_spec import check_spec
 from gpt_oss_server.engine.guided_vocab import Bits, clear_bits
 from gpt_oss_server.engine.guided_walk import Guide, Walk
 from gpt_oss_server.engine.sequence import Sequence
 from gpt_oss_server.errors import BadRequest
-from gpt_oss_server.types import (
-    GUIDE_END,
-    FixedText,
-    FreeText,
-    Grammar,
-    GrammarText,
-    GuidedSpec,
-)
+from gpt_oss_server.types import Grammar, GuidedSpec
 
 SLOW_FILL_S: Final = 2.0
 """A mask that takes this long stalls the whole batch: the job ends."""
@@ -81,7 +75,7 @@ class Guides:
         Raises:
             BadRequest: a grammar is too long, or a state or token of the spec does not exist.
         """
-        _check_spec(spec, self._vocab_size)
+        check_spec(spec, self._vocab_size)
         for grammar in spec.grammars:
             try:
                 check_length(grammar)
@@ -152,10 +146,17 @@ class Guides:
             except GrammarError as error:
                 return _refused(grammar, error)
         vocabulary = self._forge.vocabulary()
-        guide = Guide(spec, tuple(grammars), vocabulary)
         stops = {token for token in seq.stop_ids if not vocabulary.is_text(token)}
         ends = tuple(sorted({*self._end_ids, *stops}))
-        self._walks[seq.key] = Walk(guide, seq.max_tokens, ends)
+        guide = Guide(spec, tuple(grammars), vocabulary, ends)
+        fewest = guide.distance(0)
+        if fewest > seq.max_tokens:
+            return BadRequest(
+                f"'max_tokens' leaves room for {seq.max_tokens} tokens, but the shortest output "
+                f"that was found to match '{guide.param}' has {fewest}.",
+                param="max_tokens",
+            )
+        self._walks[seq.key] = Walk(guide, seq.max_tokens)
         return None
 
     def _rows(self) -> Bits:
@@ -195,30 +196,3 @@ def _only_ends(allowed: Bits, seq: Sequence) -> bool:
 
 def _refused(grammar: Grammar, error: GrammarError) -> BadRequest:
     return BadRequest(f"Invalid value for '{grammar.param}': {error}.", param=grammar.param)
-
-
-def _check_spec(spec: GuidedSpec, vocab_size: int) -> None:
-    """What the front got wrong must not stop the step loop later. Raises BadRequest."""
-    states = range(GUIDE_END, len(spec.states))
-    tokens: list[int] = []
-    nexts: list[int] = []
-    for state in spec.states:
-        match state:
-            case FixedText(paths):
-                nexts += [next_state for _, next_state in paths]
-                tokens += [token for path, _ in paths for token in path]
-                sound = bool(paths) and all(path for path, _ in paths)
-            case FreeText(exits):
-                nexts += exits.values()
-                tokens += exits
-                sound = bool(exits)
-            case GrammarText(grammar, exits):
-                nexts += exits.values()
-                tokens += exits
-                sound = 0 <= grammar < len(spec.grammars)
-        if not sound:
-            raise BadRequest("the guide has an incomplete state", param="guided")
-    if not spec.states or any(state not in states for state in nexts):
-        raise BadRequest("the guide has a state that does not exist", param="guided")
-    if any(not 0 <= token < vocab_size for token in tokens):
-        raise BadRequest("the guide has a token outside the vocabulary", param="guided")

@@ -16,7 +16,8 @@ from typing import Final
 
 import msgspec
 
-from gpt_oss_server.engine.guided_closing import shortest_text
+from gpt_oss_server.engine.guided_closing import MAX_BYTES, shortest_text
+from gpt_oss_server.engine.guided_demand import demand_tokens
 from gpt_oss_server.engine.guided_grammar import COMPILE_STACK_BYTES, GrammarError, compiled
 from gpt_oss_server.engine.guided_trial import Trial
 from gpt_oss_server.engine.guided_vocab import GuidedVocabulary, load_vocabulary
@@ -98,7 +99,11 @@ class Forge:
         vocabulary = self._load()
         prototype = compiled(vocabulary.tokenizer, grammar)
         json = grammar.kind in ("json_object", "json_schema")
-        return CompiledGrammar(prototype, shortest_text(prototype, vocabulary, json=json), json)
+        closing = shortest_text(prototype, vocabulary, json=json)
+        if closing is None:
+            raise GrammarError(f"no text of at most {MAX_BYTES} bytes that matches it was found")
+        demand = demand_tokens(grammar, lambda text: len(vocabulary.ids_of(text.encode())))
+        return CompiledGrammar(prototype, closing, demand, json)
 
 
 class _Once:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
+from gpt_oss_server.engine.guided_dates import with_real_dates
 from gpt_oss_server.types import Grammar, GrammarKind
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ Address space only; what is not used is never paged in."""
 _SCHEMA_OPTIONS: Final[JsonCompileOptions] = {
     # Endless whitespace is valid JSON and the favourite way of a model to waste its bound.
     "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}",
+    # Said here so that a schema's own "x-guidance" cannot say otherwise.
+    "whitespace_flexible": True,
+    "item_separator": ",",
+    "key_separator": ":",
+    "lenient": False,
+    "coerce_one_of": False,
 }
 _LENIENT_OPTIONS: Final[JsonCompileOptions] = {
     **_SCHEMA_OPTIONS,
@@ -70,7 +77,8 @@ def notation(grammar: Grammar) -> str:
                 return LLMatcher.grammar_from_json_schema('{"type": "object"}', _SCHEMA_OPTIONS)
             case "json_schema":
                 options = _LENIENT_OPTIONS if grammar.lenient else _SCHEMA_OPTIONS
-                return LLMatcher.grammar_from_json_schema(grammar.source, overrides=options)
+                source = with_real_dates(grammar.source)
+                return LLMatcher.grammar_from_json_schema(source, overrides=options)
             case "regex":
                 return LLMatcher.grammar_from_regex(grammar.source)
             case "choice":

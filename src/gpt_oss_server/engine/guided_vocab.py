@@ -48,18 +48,19 @@ class GuidedVocabulary:
         return np.flatnonzero(found).tolist()
 
     def ids_of(self, text: bytes) -> list[int]:
-        """Tokens for `text`, few rather than canonical; [] where it cannot be written."""
+        """Tokens for `text`, few rather than canonical; -1 for a byte that has none."""
         # A path may begin inside a character: its remaining bytes are tokens of their own.
         lead = 0
         while lead < len(text) and 0x80 <= text[lead] < 0xC0:
             lead += 1
         head = [self.byte_ids[byte] for byte in text[:lead]]
         try:
-            tail = self.tokenizer.greedy_tokenize(text[lead:].decode())
+            return [*head, *self.tokenizer.greedy_tokenize(text[lead:].decode())]
         except UnicodeDecodeError:
-            tail = [self.byte_ids[byte] for byte in text[lead:]]
-        ids = [*head, *tail]
-        return [] if any(not self.is_text(token) for token in ids) else ids
+            return [*head, *(self.byte_ids[byte] for byte in text[lead:])]
+
+    def bytes_of(self, token: int) -> bytes:
+        return self.tokenizer.decode_bytes([token])
 
     def is_text(self, token: int) -> bool:
         return 0 <= token < self.end_id and has_bit(self.text_bits, token)

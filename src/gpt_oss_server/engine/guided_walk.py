@@ -7,6 +7,7 @@ thread; `take` (this one came) after it; never both at once.
 A guide is followed to its end whatever the bound on output, if the bound leaves room at all: while
 tokens are plentiful, only the grammar restricts. Once they are not, a token is taken only if there
 is still a way to the end behind it, and the way itself is followed where there is none to spare.
+Where that begins depends on how much a single token can commit the text to (`guided_demand`).
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ from typing import Final
 
 from llguidance import LLMatcher
 
-from gpt_oss_server.engine.guided_closing import closing_of, kept_closing
+from gpt_oss_server.engine.guided_closing import Way, closing_of
 from gpt_oss_server.engine.guided_grammar import one_line
 from gpt_oss_server.engine.guided_vocab import Bits, GuidedVocabulary, has_bit, set_bits
 from gpt_oss_server.types import GUIDE_END, FixedText, FreeText, GrammarText, GuidedSpec
 
-NEVER: Final = 1 << 30
-"""More tokens than any output has."""
+_MOST: Final = 1 << 30
+LEAST_MARGIN_TOKENS: Final = 32
+"""From so many spare tokens on every token is watched, whatever the grammar."""
 
-MARGIN_TOKENS: Final = 64
-"""By how much one token may lengthen the way to the end before this module notices late."""
-
-RETRY_TOKENS: Final = 32
+RETRY_TOKENS: Final = 2
+"""How soon to look again after no way was found; some tokens on, there often is one."""
 
 
 @dataclass(frozen=True)
 class CompiledGrammar:
-    """A matcher at its start, only ever copied, and a short complete text (None: not found)."""
+    """A matcher at its start, only ever copied, and a short complete text; by how many tokens one
+    token can lengthen the way to the end, at most about."""
 
     prototype: LLMatcher
-    closing: tuple[int, ...] | None
+    closing: Way
+    demand_tokens: int
     json: bool
 
 
@@ -47,7 +49,10 @@ class Guide:
         spec: GuidedSpec,
         grammars: tuple[CompiledGrammar, ...],
         vocabulary: GuidedVocabulary,
+        end_ids: tuple[int, ...],
     ) -> None:
+        """`end_ids` end a grammar that names no exits of its own."""
+        self.end_exits = dict.fromkeys(end_ids, GUIDE_END)
         self.states = spec.states
         self.param = spec.grammars[0].param if spec.grammars else None
         self.grammars = grammars
@@ -55,17 +60,17 @@ class Guide:
         self._distances = self._measure()
 
     def distance(self, state: int) -> int:
-        """Tokens from the beginning of a state to the guide's end, at least about."""
+        """Tokens from the beginning of a state to the guide's end: what must be left for it."""
         return 0 if state == GUIDE_END else self._distances[state]
 
     def tail(self, exits: dict[int, int]) -> int:
         """Tokens from a place where one of `exits` is allowed to the guide's end."""
-        return min((1 + self.distance(state) for state in exits.values()), default=1)
+        return min((1 + self.distance(state) for state in exits.values()), default=0)
 
     def _measure(self) -> list[int]:
-        self._distances = [NEVER] * len(self.states)
+        self._distances = [_MOST] * len(self.states)
         for _ in self.states:
-            self._distances = [min(self._length(state), NEVER) for state in self.states]
+            self._distances = [min(self._length(state), _MOST) for state in self.states]
         return self._distances
 
     def _length(self, state: FreeText | FixedText | GrammarText) -> int:
@@ -75,8 +80,7 @@ class Guide:
             case FixedText(paths):
                 return min(len(path) + self.distance(next_state) for path, next_state in paths)
             case GrammarText(grammar, exits):
-                closing = self.grammars[grammar].closing
-                return NEVER if closing is None else len(closing) + self.tail(exits)
+                return len(self.grammars[grammar].closing) + self.tail(exits or self.end_exits)
 
 
 class Walk:
@@ -89,12 +93,10 @@ class Walk:
         param: the request's field that asked for the guide.
     """
 
-    def __init__(self, guide: Guide, bound_tokens: int, end_ids: tuple[int, ...]) -> None:
-        """`end_ids` end a grammar that names no exits of its own."""
+    def __init__(self, guide: Guide, bound_tokens: int) -> None:
         self._guide = guide
         self._vocabulary = guide.vocabulary
         self._bound = bound_tokens
-        self._end_exits = dict.fromkeys(end_ids, GUIDE_END)
         self._taken = 0
         self.ended = False
         self.shortened = False
@@ -111,7 +113,7 @@ class Walk:
                 set_bits(row, [path[self._inside] for path, _ in paths])
             case FreeText(exits):
                 row[:] = 0 if self._must_leave() else self._vocabulary.text_bits
-                set_bits(row, list(exits))
+                set_bits(row, self._fitting(exits))
             case GrammarText():
                 self._fill_grammar(row)
         if not row.any():
@@ -158,10 +160,10 @@ class Walk:
                 chosen = self._guide.grammars[grammar]
                 self._matcher = chosen.prototype.deep_copy()
                 self._json = chosen.json
-                self._exits = exits or self._end_exits
+                self._exits = exits or self._guide.end_exits
                 self._tail = self._guide.tail(self._exits)
-                self._margin = max(MARGIN_TOKENS, len(chosen.closing or ()))
-                self._follow(None if chosen.closing is None else list(chosen.closing))
+                self._margin = max(LEAST_MARGIN_TOKENS, chosen.demand_tokens)
+                self._follow(chosen.closing)
 
     def _fits(self, path: tuple[tuple[int, ...], int]) -> bool:
         tokens, state = path
@@ -174,6 +176,12 @@ class Walk:
             if len(tokens) == self._inside:
                 self._enter(state)
                 return
+
+    def _fitting(self, exits: dict[int, int]) -> list[int]:
+        """Those with room for what comes behind them. A text without a share has no room kept
+        free: where it is too late to leave it, it is cut off, and not what follows it."""
+        distance = self._guide.distance
+        return [token for token, state in exits.items() if 1 + distance(state) <= self._left]
 
     def _must_leave(self) -> bool:
         state = self._state
@@ -196,54 +204,57 @@ class Walk:
             self.fail(one_line(self._matcher.get_error()))
 
     def _take_grammar(self, token: int) -> int:
-        if token in self._exits:
+        # An exit may be text, and then stand inside the grammar's text as well.
+        if token in self._exits and self._matcher.is_accepting():
             self._enter(self._exits[token])
             return token
         if not self._matcher.consume_token(token):
             self.fail(one_line(self._matcher.get_error()))
             return token
-        if self._narrow and self._path is not None:
-            token = self._stay_on_path(token, self._path)
-        if not self.ended and not self._exits and self._matcher.is_stopped():
-            self.ended = True  # a model without an end token
+        if self._narrow:
+            token = self._stay_on_way(token, self._known)
+        if not self.ended and not self._exits:  # a model without an end token
+            stopped = self._matcher.is_stopped()
+            self.ended = stopped or (self._narrow and not self._known)
+            self.shortened |= self.ended and not stopped
         return token
 
-    def _stay_on_path(self, token: int, path: list[int]) -> int:
-        """`path` was a way to the end before `token`. Keep one, if need be by going `path`'s."""
-        if path and path[0] == token:
-            self._follow(path[1:])
+    def _stay_on_way(self, token: int, way: Way) -> int:
+        """`way` led to the end before `token`. Keep one that does, if need be by going `way`."""
+        if way and way.ids[0] == token:
+            self._follow(way.behind(self._vocabulary))
             return token
-        way = self._way()
-        if way is not None and len(way) + self._tail <= self._left:
-            self._follow(way)
+        found = self._way()
+        if found is not None:
+            self._follow(found)
             return token
         self._matcher.rollback(1)
         self.shortened = True
-        if not path:
-            token = min(self._exits, default=token)
-            self._enter(self._exits.get(token, GUIDE_END))
+        if not way:
+            token = min(self._exits)
+            self._enter(self._exits[token])
             return token
-        self._matcher.consume_token(path[0])
-        self._follow(path[1:])
-        return path[0]
+        self._matcher.consume_token(way.ids[0])
+        self._follow(way.behind(self._vocabulary))
+        return way.ids[0]
 
-    def _follow(self, path: list[int] | None) -> None:
-        """Note a way to the end (None: none is known) and when to look for it again."""
-        self._path = path
+    def _follow(self, way: Way | None) -> None:
+        """Note a way to the end (None: none was found) and when to look for it again."""
         self._narrow = False
-        if path is None:
+        if way is None:
             self._look_again = self._taken + RETRY_TOKENS
             return
-        spare = self._left - len(path) - self._tail
-        self._narrow = 0 <= spare <= self._margin
-        # Too late: the text will be cut off, there is nothing to watch for.
-        self._look_again = NEVER if spare < 0 else self._taken + max(1, spare // self._margin)
+        self._known = way
+        spare = self._left - len(way) - self._tail
+        self._narrow = spare <= self._margin
+        self._look_again = self._taken + max(1, spare // self._margin)
 
-    def _way(self) -> list[int] | None:
-        """A way to the end from here: the last one known, if it still leads there, or a new one."""
-        if self._path is not None:
-            kept = kept_closing(self._matcher, self._vocabulary, self._path)
-            if kept is not None:
-                return kept
-        most = self._left - self._tail
-        return closing_of(self._matcher, self._vocabulary, json=self._json, most_tokens=most)
+    def _way(self) -> Way | None:
+        """A way to the end from here, for which there is room."""
+        return closing_of(
+            self._matcher,
+            self._vocabulary,
+            json=self._json,
+            most_tokens=self._left - self._tail,
+            known=self._known,
+        )

@@ -13,9 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gpt_oss_server.engine.attention.interface import ATTENTION_NAME, LayerKv, paged_attention
+from gpt_oss_server.engine.host_memory import take_pages
 from gpt_oss_server.errors import StartupError
 from gpt_oss_server.memory.architecture import LayerAttention, ModelShape
 from gpt_oss_server.memory.kv import PoolPlan
@@ -129,7 +131,9 @@ def allocate_layers(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[LayerKv]:
-    """The pools' tensors, one pair per layer, zeroed. Their bytes equal `plan.total_bytes`."""
+    """The pools' tensors, one pair per layer, zeroed. Their bytes equal `plan.total_bytes`; on a
+    CPU their pages are taken in the background."""
+    on_host: list[npt.NDArray[Any]] = []
     layers: list[LayerKv | None] = [None] * len(shape.layers)
     for number, group in enumerate(plan.groups):
         for index in group.layer_indices:
@@ -138,16 +142,24 @@ def allocate_layers(
             layers[index] = LayerKv(
                 group=number,
                 window=group.window,
-                keys=_zeros((*rows, layer.k_dim), dtype, device),
-                values=_zeros((*rows, layer.v_dim), dtype, device),
+                keys=_zeros((*rows, layer.k_dim), dtype, device, on_host),
+                values=_zeros((*rows, layer.v_dim), dtype, device, on_host),
             )
+    if on_host:
+        take_pages(on_host)
     return [layer for layer in layers if layer is not None]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A zeroed tensor. On a CPU its pages take no memory until they are written: torch.zeros
-    would write them all."""
+def _zeros(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    on_host: list[npt.NDArray[Any]],
+) -> torch.Tensor:
+    """A zeroed tensor. On a CPU it has no pages yet, where torch.zeros would write them all, one
+    after the other; its array is noted in `on_host`."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    on_host.append(raw)
     return torch.from_numpy(raw).view(dtype).view(shape)

@@ -23,6 +23,8 @@ from gpt_oss_server.types import SamplingParams
 
 # Candidates looked at before the whole vocabulary is sorted for top_p.
 TOP_P_CANDIDATES = 1024
+# Probability 0 beside any other logit, and finite when divided by the least temperature.
+LEAST_LOGIT = -1e30
 # More than any API lets a client ask for.
 LOGPROB_CANDIDATES = 32
 
@@ -210,7 +212,9 @@ class Sampler:
         shifts = torch.arange(32, dtype=torch.int32, device=self._device)
         allowed = ((bits[:, :, None] >> shifts) & 1).flatten(1)[:, : out.shape[-1]].bool()
         index = torch.tensor(guided.rows, device=self._device)
-        out[index] = out[index].masked_fill(~allowed, -torch.inf)
+        # Some allowed token must stay possible, even where the model gives them all nothing.
+        logits = out[index].clamp(min=LEAST_LOGIT)
+        out[index] = logits.masked_fill(~allowed, -torch.inf)
 
     def _penalise(
         self,

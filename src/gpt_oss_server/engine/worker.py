@@ -20,6 +20,7 @@ import msgspec
 from gpt_oss_server.engine import wire
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import ServerError, StartupError
+from gpt_oss_server.heap import settle_heap
 
 STATS_INTERVAL_S = 0.1
 EXIT_CRASH = 70
@@ -34,6 +35,10 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        # Not select(): the number of this end is the front's, where a thousand connections may
+        # have been open when it started this worker, and select() ends at 1024.
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._frames = wire.FrameBuffer()
         self._decoder = msgspec.msgpack.Decoder(wire.ToWorker)
 
@@ -46,7 +51,7 @@ class Channel:
     def receive(self, *, wait: bool) -> list[wire.ToWorker]:
         """What has arrived; with `wait`, sleeps until something has. Raises FrontGone."""
         messages: list[wire.ToWorker] = []
-        while select.select([self._sock], [], [], None if wait and not messages else 0)[0]:
+        while self._poll.poll(None if wait and not messages else 0):
             try:
                 data = self._sock.recv(1 << 20)
             except OSError as error:
@@ -89,6 +94,7 @@ class Loop:
 
     def run(self, backlog: list[wire.ToWorker]) -> None:
         core, channel = self._core, self._channel
+        settle_heap()
         channel.send(wire.Started(core.info()))
         messages = backlog
         while True:

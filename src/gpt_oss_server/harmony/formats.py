@@ -16,6 +16,9 @@ from typing import Any
 import tokenizers
 
 from gpt_oss_server.errors import BadRequest
+from gpt_oss_server.harmony.call_forms import CallForm, call_form
+from gpt_oss_server.harmony.call_guides import template_call_guide
+from gpt_oss_server.harmony.call_parse import CallParser
 from gpt_oss_server.harmony.guides import HarmonyGuides
 from gpt_oss_server.harmony.parse import HarmonyParser, TextParser
 from gpt_oss_server.harmony.render import HarmonyRenderer, Tools
@@ -137,10 +140,13 @@ class HarmonyFormat(_TokenizerSide):
         *,
         required: bool,
         answer: Grammar | None = None,
+        parallel: bool = True,
     ) -> GuidedSpec | None:
+        """gpt-oss makes one call a turn, whatever `parallel` allows."""
         return self._guides.calls(arguments, required=required, answer=answer)
 
-    def chat_parser(self) -> OutputParser:
+    def chat_parser(self, *, tools: bool = False) -> OutputParser:
+        """Calls are framed, and told from content whether offered or not."""
         return HarmonyParser(self._tokenizer, self._specials)
 
 
@@ -167,6 +173,9 @@ class TemplateFormat(_TokenizerSide):
         ends = [named.get("eos_token", ""), *(end for end in _TURN_ENDS if end in source)]
         own = (specials[end] for end in ends if end in specials)
         self._stop_token_ids = tuple(dict.fromkeys((*_configured_eos(folder), *own)))
+        template = self._tool_template
+        self._call_form = None if template is None else call_form(template)
+        self._call_marks = _marks(self._call_form, specials)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -187,12 +196,17 @@ class TemplateFormat(_TokenizerSide):
             raise BadRequest(
                 "this model has no chat template: use /v1/completions", param="messages"
             )
+        if tools and self._call_form is None:
+            raise BadRequest(
+                "Invalid value for 'tools': this model's chat template knows no tools, or writes "
+                "calls in a form that is not supported.",
+                param="tools",
+            )
         extra = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
         text = template.render(
             self._defused(messages), tools=self._defused(tools) if tools else None, **extra
         )
-        found = self._prompts.encode_batch_fast([text], add_special_tokens=False)
-        return found[0].ids
+        return self._prompt_ids(text)
 
     def fewest_chat_tokens(self, messages: Messages) -> int:
         """None: a template may leave out anything."""
@@ -208,11 +222,29 @@ class TemplateFormat(_TokenizerSide):
         *,
         required: bool,
         answer: Grammar | None = None,
+        parallel: bool = True,
     ) -> GuidedSpec | None:
-        return None
+        if self._call_form is None or (answer is not None and not required):
+            return None
+        return template_call_guide(
+            self._call_form,
+            self._prompt_ids,
+            self._stop_token_ids,
+            arguments,
+            required=required,
+            parallel=parallel,
+        )
 
-    def chat_parser(self) -> OutputParser:
-        return TextParser(self._tokenizer.detokenizer(), self._tokenizer.special_ids)
+    def chat_parser(self, *, tools: bool = False) -> OutputParser:
+        detokenizer, hidden = self._tokenizer.detokenizer(), self._tokenizer.special_ids
+        if not tools or self._call_form is None:
+            return TextParser(detokenizer, hidden)
+        return CallParser(detokenizer, hidden, self._call_marks, self._call_form)
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        if self._prompts is None:
+            return []
+        return self._prompts.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _defused(self, value: Any) -> Any:
         """The same data, with every special token's spelling broken up."""
@@ -231,6 +263,12 @@ def _open_template(
 ) -> ChatTemplate | None:
     source = read_template(folder, with_tools=with_tools)
     return None if source is None else ChatTemplate(source, named, today=today)
+
+
+def _marks(form: CallForm | None, specials: Mapping[str, int]) -> dict[int, str]:
+    """The marks of a form that are special tokens, and so have no text of their own."""
+    marks = () if form is None else (form.opening, form.closing)
+    return {specials[text]: text for text in marks if text in specials}
 
 
 def _any_of(specials: Mapping[str, int]) -> re.Pattern[str]:

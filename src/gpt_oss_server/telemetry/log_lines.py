@@ -10,6 +10,7 @@ import logging
 import re
 import traceback
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -215,15 +216,21 @@ def _turned_away(event: TurnedAway, item: Stamped, level: int) -> Line:
 
 
 def _line(unix_s: float, level: int, event_type: str, ids: Ids | None, **fields: Any) -> Line:
-    moment = datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds")
+    second, microseconds = divmod(round(1e6 * unix_s), 1_000_000)
     return Line(
-        timestamp=moment.removesuffix("+00:00") + "Z",
+        timestamp=f"{_second(second)}.{microseconds // 1000:03}Z",
         level=_LEVELS.get(level, "info"),
         event_type=event_type,
         request_id=UNSET if ids is None else ids.request_id,
         trace_id=UNSET if ids is None or not ids.trace_id else ids.trace_id,
         **fields,
     )
+
+
+@lru_cache(maxsize=8)
+def _second(unix_s: int) -> str:
+    # Most lines are of the same second as the one before.
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _where(exc_info: Any) -> str:

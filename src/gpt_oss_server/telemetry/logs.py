@@ -100,8 +100,9 @@ class LogWriter:
         for item in items:
             try:
                 line = line_of(item)
-                self._recent.append(as_json(line))
-                encoded.append(self._encode(line))
+                json = as_json(line)
+                self._recent.append(json)
+                encoded.append(json if self._encode is as_json else self._encode(line))
             except Exception:  # noqa: BLE001 - one line that cannot be written is one line lost
                 self.dropped += 1
         if not encoded:

@@ -6,7 +6,7 @@ Rendering takes milliseconds: call it off the event loop. Calls do not disturb e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -22,9 +22,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 
 from gpt_oss_server.telemetry.catalog import METRICS, Metric
-from gpt_oss_server.telemetry.prometheus import PrometheusSink
 from gpt_oss_server.telemetry.readings import Identity, Reading, readings
-from gpt_oss_server.telemetry.series import add_buckets
+from gpt_oss_server.telemetry.series import Taken, add_buckets, family_of
 from gpt_oss_server.telemetry.snapshot import ServerSnapshot
 from gpt_oss_server.types import Tally
 
@@ -33,23 +32,20 @@ Rows = list[tuple[tuple[str, ...], "float | Tally"]]
 
 
 class MetricsPage:
-    """Renders snapshots together with what events have moved.
+    """Renders snapshots.
 
     Args:
         extra: collectors of others that appear after the catalogue's rows.
     """
 
-    def __init__(
-        self, sink: PrometheusSink, identity: Identity, extra: Sequence[Collector] = ()
-    ) -> None:
-        self._sink = sink
+    def __init__(self, identity: Identity, extra: Sequence[Collector] = ()) -> None:
         self._identity = identity
         self._extra = tuple(extra)
 
     def render(self, snapshot: ServerSnapshot, accept: str = "") -> tuple[bytes, str]:
         """The page and its content type, in the format that the `Accept` header asks for."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Rows(self._sink, readings(snapshot, self._identity)))
+        registry.register(_Rows(snapshot.moved, readings(snapshot, self._identity)))
         for collector in self._extra:
             registry.register(collector)
         if _OPEN_METRICS in accept:
@@ -62,16 +58,16 @@ class MetricsPage:
 class _Rows(Collector):
     """The families of the catalogue, in its order; those of which nothing is known are left out."""
 
-    def __init__(self, sink: PrometheusSink, read: Iterator[Reading]) -> None:
-        self._sink = sink
+    def __init__(self, moved: Mapping[str, Taken], read: Iterator[Reading]) -> None:
+        self._moved = moved
         self._read: dict[str, Rows] = {}
         for name, labels, value in read:
             self._read.setdefault(name, []).append((labels, value))
 
     def collect(self) -> Iterator[Family]:
         for row in METRICS:
-            if row.origin == "event":
-                yield self._sink.series(row.name).family()
+            if row.name in self._moved:
+                yield family_of(row, self._moved[row.name])
             elif row.name in self._read:
                 yield _family(row, self._read[row.name])
 

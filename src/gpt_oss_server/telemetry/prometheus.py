@@ -25,7 +25,7 @@ from gpt_oss_server.events import (
 )
 from gpt_oss_server.facts import Route
 from gpt_oss_server.telemetry.catalog import METRICS
-from gpt_oss_server.telemetry.series import CounterSeries, HistogramSeries
+from gpt_oss_server.telemetry.series import CounterSeries, HistogramSeries, Taken
 
 Slo = Literal["ttft", "e2e"]
 
@@ -45,7 +45,7 @@ _NO_ADMISSION: dict[TurnedAwayReason, str] = {
 
 
 class PrometheusSink:
-    """Holds every series that events move. One thread emits; `family` may be read from others."""
+    """Holds every series that events move. One thread emits and takes copies."""
 
     def __init__(
         self, *, model_id: str, model_name: str, ttft_target_s: float, e2e_target_s: float
@@ -76,9 +76,11 @@ class PrometheusSink:
         if handler is not None:
             handler(event)
 
-    def series(self, name: str) -> CounterSeries | HistogramSeries:
-        """The series of one catalogue row whose origin is `event`."""
-        return self._counters[name] if name in self._counters else self._histograms[name]
+    def taken(self) -> dict[str, Taken]:
+        """A copy of all of them, by the catalogue's name. Some 0.1 ms."""
+        taken = {name: series.taken() for name, series in self._counters.items()}
+        taken |= {name: series.taken() for name, series in self._histograms.items()}
+        return taken
 
     def _name_children(self, model_id: str, model_name: str) -> None:
         """The children that every request moves, looked up once."""

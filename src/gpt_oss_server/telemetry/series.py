@@ -1,8 +1,7 @@
 """The numbers behind the metrics that events move: counts and bucketed values, by label values.
 
 Knows: catalogue rows, label values, exemplars. Does not know: what the numbers mean, or any text
-format. One thread (the event loop) writes; any other may read meanwhile: a list is copied in one
-step, so buckets and count always agree.
+format. One thread (the event loop) writes and takes copies; a copy may be read in any.
 
 The library's own counters and histograms take a lock per call, cannot take many values at once,
 and add a `_created` series to each: five times the cost or more, and half as many series again.
@@ -14,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 
+import msgspec
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Exemplar
@@ -25,6 +25,21 @@ from gpt_oss_server.telemetry.catalog import Metric
 # this many combinations of one metric is counted together, under `other`.
 MAX_CHILDREN = 256
 OTHER = "other"
+
+
+Exemplars = dict[int, tuple[str, float, float]]
+"""By bucket: the last trace id, value and Unix time that fell into it."""
+
+Taken = list[tuple[tuple[str, ...], "int | Buckets"]]
+"""All children of one metric at one moment: label values, and the number or the buckets."""
+
+
+class Buckets(msgspec.Struct, frozen=True, gc=False):
+    """One histogram as it was; `counts` has one more entry than there are bounds."""
+
+    counts: list[int]
+    total: float
+    exemplars: Exemplars
 
 
 class Count:
@@ -50,16 +65,13 @@ class CounterSeries:
             child = self._children.setdefault(labels, Count())
         return child
 
-    def family(self) -> Family:
-        row = self._row
-        family = CounterMetricFamily(row.name, row.help, labels=row.labels)
-        for labels, child in list(self._children.items()):
-            family.add_metric(labels, child.value)
-        return family
+    def taken(self) -> Taken:
+        """A copy."""
+        return [(labels, child.value) for labels, child in self._children.items()]
 
 
 class Values:
-    """One histogram. `exemplars[i]` is the last (trace id, value, Unix time) in bucket i."""
+    """One histogram."""
 
     __slots__ = ("_bounds", "counts", "exemplars", "total")
 
@@ -67,7 +79,7 @@ class Values:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
-        self.exemplars: dict[int, tuple[str, float, float]] = {}
+        self.exemplars: Exemplars = {}
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self._bounds, value)] += 1
@@ -96,13 +108,27 @@ class HistogramSeries:
             child = self._children.setdefault(labels, Values(self._bounds))
         return child
 
-    def family(self) -> Family:
-        family = HistogramMetricFamily(self._row.name, self._row.help, labels=self._row.labels)
-        for labels, child in list(self._children.items()):
-            add_buckets(
-                family, labels, self._bounds, list(child.counts), child.total, child.exemplars
-            )
-        return family
+    def taken(self) -> Taken:
+        """A copy."""
+        return [
+            (labels, Buckets(child.counts.copy(), child.total, child.exemplars.copy()))
+            for labels, child in self._children.items()
+        ]
+
+
+def family_of(row: Metric, taken: Taken) -> Family:
+    """What was taken, as the Prometheus library writes it."""
+    if row.kind == "histogram":
+        histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
+        for labels, was in taken:
+            if isinstance(was, Buckets):
+                add_buckets(histogram, labels, row.buckets, was.counts, was.total, was.exemplars)
+        return histogram
+    counter = CounterMetricFamily(row.name, row.help, labels=row.labels)
+    for labels, was in taken:
+        if not isinstance(was, Buckets):
+            counter.add_metric(labels, was)
+    return counter
 
 
 def add_buckets(
@@ -111,7 +137,7 @@ def add_buckets(
     bounds: Sequence[float],
     counts: Sequence[int],
     total: float,
-    exemplars: dict[int, tuple[str, float, float]] | None = None,
+    exemplars: Exemplars | None = None,
 ) -> None:
     """Add one histogram to a family. `counts` has one more entry than `bounds`."""
     texts = (*map(floatToGoString, bounds), "+Inf")
@@ -119,16 +145,11 @@ def add_buckets(
     if not exemplars:
         family.add_metric(labels, list(zip(texts, cumulative, strict=True)), total)
         return
-    found = dict(exemplars)
-    family.add_metric(
-        labels,
-        list(_with_exemplars(texts, cumulative, found)),
-        total,
-    )
+    family.add_metric(labels, list(_with_exemplars(texts, cumulative, exemplars)), total)
 
 
 def _with_exemplars(
-    texts: Sequence[str], cumulative: Iterator[int], found: dict[int, tuple[str, float, float]]
+    texts: Sequence[str], cumulative: Iterator[int], found: Exemplars
 ) -> Iterator[tuple[str, float] | tuple[str, float, Exemplar]]:
     for index, (text, count) in enumerate(zip(texts, cumulative, strict=True)):
         if index in found:

@@ -1,7 +1,8 @@
 """All that a scrape reads, at one moment.
 
 Knows: whom to ask. Does not know: metric names, text formats. Taken on the event loop, in well
-under a millisecond and without waiting for anyone; read afterwards in whatever thread.
+under a millisecond and without waiting for anyone; read afterwards in whatever thread. What events
+have moved is part of it: a page on which a request has ended and still waits would be no moment.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gpt_oss_server.routing.config import RoutingConfig
 from gpt_oss_server.routing.ledger import RoutingSnapshot
 from gpt_oss_server.routing.pressure import effective_pressure
 from gpt_oss_server.telemetry.gpu import ProbeView
+from gpt_oss_server.telemetry.series import Taken
 from gpt_oss_server.trail import Meter
 from gpt_oss_server.types import EngineInfo, EngineState, EngineStats
 
@@ -50,7 +52,8 @@ class DeskSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 class ServerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything at one moment. `info` and `stats` are None while no engine is up, `desk` before
-    the first was, `probe` until the first poll. `dropped` counts lost lines by writer."""
+    the first was, `probe` until the first poll. `dropped` counts lost lines by writer; `moved` has
+    the series that events move, by name."""
 
     meter: MeterReading
     state: EngineState
@@ -60,6 +63,7 @@ class ServerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     probe: ProbeView | None
     sink_errors: Mapping[str, int]
     dropped: Mapping[str, int]
+    moved: Mapping[str, Taken] = {}
 
 
 def read_meter(meter: Meter) -> MeterReading:
@@ -86,6 +90,7 @@ class Snapshots:
         probe: Callable[[], ProbeView | None] = lambda: None,
         sink_errors: Callable[[], Mapping[str, int]] = dict,
         dropped: Callable[[], Mapping[str, int]] = dict,
+        moved: Callable[[], Mapping[str, Taken]] = dict,
     ) -> None:
         self._engine = engine
         self._meter = meter
@@ -93,6 +98,7 @@ class Snapshots:
         self._probe = probe
         self._sink_errors = sink_errors
         self._dropped = dropped
+        self._moved = moved
 
     def take(self) -> ServerSnapshot:
         engine = self._engine
@@ -106,6 +112,7 @@ class Snapshots:
             probe=self._probe(),
             sink_errors=dict(self._sink_errors()),
             dropped=dict(self._dropped()),
+            moved=self._moved(),
         )
 
     def _of_desk(self, desk: Desk, *, ready: bool) -> DeskSnapshot:

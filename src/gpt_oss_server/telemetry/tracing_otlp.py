@@ -31,6 +31,18 @@ _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _OK, _ERROR = Status(StatusCode.UNSET), StatusCode.ERROR
 
 
+class _Service(Resource):
+    """A resource that knows its hash: the library's is asked for it once per span and would write
+    JSON each time."""
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource.attributes, resource.schema_url)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 class OtlpExport:
     """Sends traces to one collector.
 
@@ -49,22 +61,25 @@ class OtlpExport:
         names = {"service.version": __version__}
         if "OTEL_SERVICE_NAME" not in os.environ:
             names["service.name"] = SERVICE_NAME
-        self._resource = Resource.create(names)
+        self._resource = _Service(Resource.create(names))
         self._scope = InstrumentationScope("gpt_oss_server", __version__)
 
     def __call__(self, traces: Sequence[RequestTrace]) -> bool:
         """Whether the collector took them. May take as long as the timeout."""
-        spans = [self._span(trace, span) for trace in traces for span in trace.spans]
+        spans = [span for trace in traces for span in self._spans(trace)]
         return self._exporter.export(spans) is SpanExportResult.SUCCESS
 
     def close(self) -> None:
         """Send nothing more; a retry that waits gives up."""
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
-    def _span(self, trace: RequestTrace, span: Span) -> ReadableSpan:
-        context = trace.context
-        trace_id = int(context.trace_id, 16)
-        state = TraceState.from_header([context.state]) if context.state else None
+    def _spans(self, trace: RequestTrace) -> list[ReadableSpan]:
+        state = trace.context.state
+        trace_id = int(trace.context.trace_id, 16)
+        trace_state = TraceState.from_header([state]) if state else None
+        return [self._span(span, trace_id, trace_state) for span in trace.spans]
+
+    def _span(self, span: Span, trace_id: int, state: TraceState | None) -> ReadableSpan:
         parent = None
         if span.parent_id is not None:
             parent = SpanContext(

@@ -135,3 +135,17 @@ def test_totals_are_the_sum_of_what_is_tracked(steps: list[tuple[str, int, str]]
         assert {s.key: s.in_flight for s in known if s.in_flight} == {
             k: n for k, n in in_flight.items() if n
         }
+
+
+def test_what_is_lost_is_nobodys() -> None:
+    """After the cache is gone sessions go on without KV, idle or in flight, and count anew."""
+    table = SessionTable(SessionConfig())
+    used(table, "a", 1.0, 100, 1000)
+    used(table, "b", 1.0, 50, 500)
+    table.begin("b", 2.0)
+    table.lost()
+    totals = table.totals()
+    assert (totals.tracked, totals.active, totals.kv_bytes) == (2, 1, 0)
+    assert table.end("b", 3.0, 70, 700).requests == 2
+    assert table.totals().kv_bytes == 700
+    assert [eviction.session.key for eviction in table.evict_for(1)] == ["b"]

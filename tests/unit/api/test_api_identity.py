@@ -36,12 +36,23 @@ def turn(role: str, content: str) -> dict[str, str]:
 @pytest.mark.parametrize("digit", range(10))
 def test_priorities(digit: int) -> None:
     """0 to 9, spaces around them allowed."""
-    assert priority_of(exchange(x_priority=f" {digit} ")) == digit
+    assert priority_of(exchange(x_priority=f" {digit} "), KeyRing()) == digit
 
 
 def test_the_default_priority() -> None:
     """In the middle."""
-    assert priority_of(exchange()) == 5
+    assert priority_of(exchange(), KeyRing()) == 5
+
+
+def test_a_key_has_a_priority_that_its_requests_may_only_lower() -> None:
+    """Its own without a header, less with one; more is a 400 that names the header."""
+    keys, own = KeyRing(("sk-a", "sk-b")), (7, 2)
+    assert priority_of(exchange(authorization="Bearer sk-a"), keys, own) == 7
+    assert priority_of(exchange(authorization="Bearer sk-b"), keys, own) == 2
+    assert priority_of(exchange(authorization="Bearer sk-a", x_priority="3"), keys, own) == 3
+    with pytest.raises(BadRequest, match="at most 2 with this key") as caught:
+        priority_of(exchange(authorization="Bearer sk-b", x_priority="3"), keys, own)
+    assert caught.value.param == "X-Priority"
 
 
 @pytest.mark.parametrize("text", ["", "10", "-1", "5.0", "high", "²", "٣", "5 5", "+5"])
@@ -49,7 +60,7 @@ def test_what_is_no_priority_is_refused_by_name(text: str) -> None:
     """400 that names the header and the range."""
     raw = text.encode().decode("latin-1")
     with pytest.raises(BadRequest) as caught:
-        priority_of(exchange(x_priority=raw))
+        priority_of(exchange(x_priority=raw), KeyRing())
     assert caught.value.param == "X-Priority"
     assert caught.value.message == "priority must be a whole number from 0 to 9."
 

@@ -18,8 +18,8 @@ from gpt_oss_server.errors import NotReady
 from gpt_oss_server.nccl import NcclSettings, nccl_environment
 from gpt_oss_server.ports import GpuReading
 from gpt_oss_server.routing import RoutingConfig, TriggerPolicy
-from gpt_oss_server.telemetry.gpu import ProbedGpu
-from gpt_oss_server.types import EngineStats, Job, KvGroupInfo, SamplingParams
+from gpt_oss_server.telemetry.gpu import ProbedGpu, ProbeView
+from gpt_oss_server.types import EngineStats, Job, KvGroupInfo, SamplingParams, TokenDelta
 
 INFO = msgspec.structs.replace(
     DEFAULT_INFO,
@@ -41,6 +41,9 @@ STATS = EngineStats(
     blocks_total={"full": 100, "sliding": 50},
     preemptions=3,
 )
+
+
+PROBE = ProbeView(gpus=(), polls=9, errors=2, hung=False, last_error="the driver is gone")
 
 
 class Told(FakeEngine):
@@ -81,7 +84,7 @@ def documents(
         engine = Told(info=INFO)
         await engine.start()
         desk = desk_of(engine, readings)
-        statistics = Statistics(desk, engine, nccl)
+        statistics = Statistics(desk, engine, nccl, lambda: PROBE)
 
         def read() -> tuple[Any, Any]:
             pair = (statistics.stats(), statistics.memory_stats())
@@ -89,7 +92,8 @@ def documents(
 
         answer = read()
         for number, size in enumerate(tokens):
-            async with desk.admit(call(size, f"r{number}", f"s{number}")):
+            async with desk.admit(call(size, f"r{number}", f"s{number}")) as lease:
+                lease.saw(0, TokenDelta(token_ids=(7,)))
                 answer = read()
         return answer
 
@@ -193,6 +197,12 @@ def test_memory_stats_has_exactly_this_shape() -> None:
         },
     ]
     assert memory["pressure"] == {"value": 20_000 / 50_000, "gpu_id": "1", "note": None}
+    assert memory["probe"] == {
+        "polls": 9,
+        "errors": 2,
+        "hung": False,
+        "last_error": "the driver is gone",
+    }
     assert memory["kv"] == {
         "block_size": 16,
         "pool_bytes": POOL_BYTES,
@@ -251,6 +261,7 @@ def test_admission_says_the_same_in_both() -> None:
         "started_from_queue": 0,
         "expired": 0,
         "shed": 0,
+        "no_longer_fits": 0,
         "cancelled_waiting": 0,
         "cancelled_running": 0,
         "released": 1,

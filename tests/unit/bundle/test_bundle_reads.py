@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -58,13 +59,20 @@ def test_every_thread_is_shown_by_its_places() -> None:
 
 
 def test_every_task_is_shown_with_what_it_waits_for() -> None:
-    """The chain of coroutines, outermost first; no names, arguments or results."""
+    """The chain of coroutines and streams, outermost first; no names, arguments or results."""
 
-    async def inner(prompt: str) -> None:
+    async def inner(prompt: str) -> AsyncIterator[str]:
+        yield prompt
         await asyncio.Event().wait()
 
+    async def middle(prompt: str) -> AsyncIterator[str]:
+        async for text in inner(prompt):
+            yield text
+
     async def outer() -> None:
-        await inner(SECRET)
+        stream = middle(SECRET)
+        await anext(stream)
+        await anext(stream, SECRET)
 
     async def story() -> list[dict[str, object]]:
         task = asyncio.create_task(outer(), name=SECRET)
@@ -77,7 +85,7 @@ def test_every_task_is_shown_with_what_it_waits_for() -> None:
     found = asyncio.run(story())
     waiting = next(one for one in found if str(one["task"]).endswith("<locals>.outer"))
     frames = [str(frame).rpartition(" ")[2].rpartition(".")[2] for frame in waiting["frames"]]
-    assert frames == ["outer", "inner", "wait"]
+    assert frames == ["outer", "middle", "inner", "wait"]
     assert SECRET not in str(found)
 
 

@@ -48,6 +48,7 @@ def test_settings_are_shown_by_list() -> None:
         "decision_log": "set",
         "log_file": "not set",
         "otlp_endpoint": "set",
+        "responses_store": "not set",
     }
     assert (shown["values"]["port"], shown["values"]["max_queue"]) == (8123, 256)
     assert shown["from_environment"] == ["GPT_OSS_API_KEY"]

@@ -14,6 +14,7 @@ from dispatch_parts import (
     complete,
     desk,
     gpu,
+    output,
     pass_time,
     run,
     settle,
@@ -160,6 +161,8 @@ def test_decisions_and_executions_are_counted_apart() -> None:
         with pytest.raises(Overloaded):
             await complete(counter, call(500, 5))
         await complete(counter, call(20, 5))
+        assert held.lease is not None
+        held.lease.saw(0, output(1))
         held.go.set()
         await held.task
         counts = counter.ledger.snapshot()

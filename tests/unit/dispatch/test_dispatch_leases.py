@@ -8,13 +8,11 @@ from contextlib import aclosing
 import msgspec
 import pytest
 from dispatch_parts import (
-    INFO,
     Guest,
     assert_at_rest,
     call,
     complete,
     desk,
-    info,
     output,
     run,
     settle,
@@ -214,73 +212,6 @@ def test_no_engine_no_decision() -> None:
             await complete(counter, call())
         assert counter.admission_snapshot() is None
         assert counter.ledger.snapshot().total_decisions == 0
-
-    run(story())
-
-
-class Restarting(FakeEngine):
-    """A fake engine that comes back with other pools."""
-
-    def come_back_with(self, blocks: int) -> None:
-        groups = (msgspec.structs.replace(INFO.kv_groups[0], num_blocks=blocks),)
-        self._info = info(kv_groups=groups)
-        self.recover()
-
-
-def test_other_pools_after_a_restart() -> None:
-    """New requests are measured by the new pool; old leases end on the old one, once; who waited
-    there is let in as they end; the counts go on."""
-
-    async def story() -> None:
-        engine = Restarting(info=INFO)
-        await engine.start()
-        counter = desk(engine)
-        held = Guest(counter, call(900, 100))
-        waits = Guest(counter, call(600, 100))
-        await settle()
-        engine.crash()
-        engine.come_back_with(blocks=10)
-        with pytest.raises(ContextTooLong):
-            await complete(counter, call(160, 5))
-        await complete(counter, call(100, 5))
-        snapshot = counter.admission_snapshot()
-        assert snapshot is not None
-        assert snapshot.blocks_total == {"full": 10, "slots": 8}
-        assert (snapshot.running, snapshot.waiting) == (1, 1)
-        counts = snapshot.counts  # of both pools' requests
-        assert (counts.offered, counts.accepted, counts.queued, counts.never_fits) == (4, 2, 1, 1)
-        held.go.set()
-        waits.go.set()
-        await asyncio.gather(held.task, waits.task)
-        engine.come_back_with(blocks=12)
-        await complete(counter, call(100, 5))
-        assert_at_rest(counter)
-        snapshot = counter.admission_snapshot()
-        assert snapshot is not None
-        counts = snapshot.counts
-        assert (counts.offered, counts.released, counts.never_fits) == (5, 4, 1)
-        assert counts.offered == counter.ledger.snapshot().total_decisions
-
-    run(story())
-
-
-def test_a_restart_with_the_same_pools_changes_nothing() -> None:
-    """The gate stays: what is held still counts against the pool."""
-
-    async def story() -> None:
-        engine = await started()
-        counter = desk(engine)
-        held = Guest(counter, call(900, 100))
-        await settle()
-        engine.crash()
-        engine.recover()
-        waits = Guest(counter, call(900, 100))
-        await settle()
-        assert waits.lease is None
-        held.go.set()
-        waits.go.set()
-        await asyncio.gather(held.task, waits.task)
-        assert_at_rest(counter)
 
     run(story())
 

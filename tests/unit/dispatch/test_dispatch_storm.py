@@ -83,7 +83,8 @@ def test_a_storm_leaves_nothing_behind(gate: str, mode: str, seed: int) -> None:
         assert snapshot is not None
         c = snapshot.counts
         assert c.offered == routed.total_decisions
-        assert sum(routed.executed.values()) == c.released
+        answered = sum(isinstance(outcome, int) for outcome in outcomes)
+        assert answered <= sum(routed.executed.values()) <= c.released
         assert c.accepted + c.shrunk + c.started_from_queue == c.released + c.cancelled_running
         assert c.queued == c.started_from_queue + c.expired + c.shed + c.cancelled_waiting
 

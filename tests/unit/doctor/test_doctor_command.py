@@ -128,6 +128,25 @@ def test_a_model_that_cannot_be_bounded(tmp_path: Path, capsys: pytest.CaptureFi
     assert err.startswith("error: flag --model: model config (unheard-of) has no 'hidden_size'")
 
 
+def test_what_is_not_exact_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model type that is not known: an upper bound of its cache, an estimate of its weights, and
+    what was assumed."""
+    config = {
+        "model_type": "nobody-knows",
+        "hidden_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "vocab_size": 1000,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["doctor", "--model", str(tmp_path), "--gpu-memory", "80GiB"]) == 0
+    printed = capsys.readouterr().out
+    assert "KV cache  at most 8,192 bytes per token and request" in printed
+    assert "weights   about " in printed
+    assert "model type 'nobody-knows' is not known" in printed
+    assert "no number of KV heads: as many as attention heads" in printed
+
+
 def test_the_calculation_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     """Bytes and tokens, both forms of the weights, limits and the recommendation."""
     status, out, _ = run("--model 120b --gpu-memory 80GiB --gpus 4 --json", capsys)

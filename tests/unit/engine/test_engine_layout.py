@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MambaConfig, MambaForCausalLM
 
+from gpt_oss_server.engine import layout
 from gpt_oss_server.engine.layout import allocate_layers, observe_layers, reconcile
 from gpt_oss_server.engine.loader import load_model, pick_device, pick_dtype
 from gpt_oss_server.engine.spec import EngineSpec
@@ -78,6 +79,19 @@ def test_allocated_bytes_are_the_planned_ones(name: str) -> None:
     assert [layer.window for layer in layers] == [layer.window for layer in shape.layers]
     for layer in layers:
         assert layer.keys.shape[0] == plan.groups[layer.group].num_blocks
+
+
+def test_the_pools_pages_are_taken_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All the bytes of the plan are asked for, at the start and not when they are first used."""
+    taken: list[int] = []
+    monkeypatch.setattr(
+        layout, "take_pages", lambda arrays: taken.extend(array.nbytes for array in arrays)
+    )
+    shape = shape_from_config(build("gpt_oss").config.to_dict())
+    plan = plan_pools(shape, 2_000_000, 16, 4, 32, 4)
+    layers = allocate_layers(plan, shape, 16, torch.float32, torch.device("cpu"))
+    assert sum(taken) == plan.total_bytes
+    assert len(taken) == 2 * len(layers)
 
 
 def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

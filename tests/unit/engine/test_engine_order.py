@@ -115,6 +115,44 @@ ARRIVALS = st.lists(st.lists(st.integers(1, 40), max_size=3), max_size=25)
 
 @settings(max_examples=200, deadline=None)
 @given(
+    before=st.lists(st.integers(1, 90), max_size=8),
+    own=st.integers(1, 12),
+    later=ARRIVALS,
+    budget=st.integers(8, 40),
+    share_and_k=st.sampled_from([(0.25, 2), (0.25, 4), (0.5, 3), (0.5, 5), (0.6, 4), (0.75, 6)]),
+)
+def test_large_shares_leave_a_weaker_bound(
+    before: list[int],
+    own: int,
+    later: list[list[int]],
+    budget: int,
+    share_and_k: tuple[float, int],
+) -> None:
+    """With k > 1/(1 - s), n tokens are done within `ceil((S + n) / (B - ceil(s B) k / (k - 1)))`
+    steps, S counting only prompts shorter than k n: what docs/admission.md says of each share."""
+    share, k = share_and_k
+    free = budget - math.ceil(share * budget) * k / (k - 1)
+    if free <= 0:
+        return
+    simulation = Simulation(ShortestFirst(share), budget)
+    for tokens in before:
+        simulation.arrive(tokens)
+    ours = simulation.arrive(own)
+    shorter = sum(tokens for tokens in before if tokens < k * own)
+    steps = 0
+    arrivals = iter(later)
+    while ours in simulation.remaining:
+        for tokens in next(arrivals, []) if steps else []:
+            simulation.arrive(tokens)
+            shorter += tokens if tokens < k * own else 0
+        simulation.step()
+        steps += 1
+        assert steps <= 2000
+    assert steps <= math.ceil((shorter + own) / free)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
     before=st.lists(st.integers(1, 60), max_size=8),
     own=st.integers(1, 30),
     later=ARRIVALS,

@@ -190,7 +190,7 @@ def samples(
     for event in events:
         sink.emit(event)
     accept = "application/openmetrics-text; version=1.0.0" if open_metrics else ""
-    body, _ = MetricsPage(sink, IDENTITY).render(snapshot, accept)
+    body, _ = MetricsPage(IDENTITY).render(changed(snapshot, moved=sink.taken()), accept)
     parse = parse_open if open_metrics else parse_plain
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value

@@ -21,10 +21,13 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from trace_records import TRACE_ID, record
 
+from gpt_oss_server.engine.fake import FakeEngine
 from gpt_oss_server.events import RequestEnded
 from gpt_oss_server.ports import GpuReading
 from gpt_oss_server.telemetry.catalog import METRICS
 from gpt_oss_server.telemetry.page import MetricsPage
+from gpt_oss_server.telemetry.snapshot import Snapshots
+from gpt_oss_server.trail import Meter
 
 ENDINGS = {"histogram": ("_bucket", "_sum", "_count")}
 # They appear with the first request to an unknown path; all else is there from the start.
@@ -49,8 +52,9 @@ def test_every_metric_of_the_catalogue_is_exported(open_metrics: bool) -> None:
 
 def test_names_survive_openmetrics() -> None:
     """An OpenMetrics client sees `vllm:` names with their colon, and the page's end."""
-    body, content_type = MetricsPage(new_sink(), IDENTITY).render(
-        everything(), "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
+    snapshot = changed(everything(), moved=new_sink().taken())
+    body, content_type = MetricsPage(IDENTITY).render(
+        snapshot, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
     )
     text = body.decode()
     assert content_type == "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -61,7 +65,7 @@ def test_names_survive_openmetrics() -> None:
 
 def test_plain_text_for_everybody_else() -> None:
     """Without an OpenMetrics `Accept`, the classic format."""
-    body, content_type = MetricsPage(new_sink(), IDENTITY).render(everything(), "*/*")
+    body, content_type = MetricsPage(IDENTITY).render(everything(), "*/*")
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
     assert b"# TYPE vllm:generation_tokens_total counter\n" in body
     assert b"# EOF" not in body
@@ -71,7 +75,8 @@ def test_exemplars_lead_to_the_trace() -> None:
     """The bucket that a request fell into carries its trace id, its value and when it ended."""
     sink = new_sink()
     sink.emit(RequestEnded(record()))
-    body, _ = MetricsPage(sink, IDENTITY).render(COMING_UP, "application/openmetrics-text")
+    snapshot = changed(COMING_UP, moved=sink.taken())
+    body, _ = MetricsPage(IDENTITY).render(snapshot, "application/openmetrics-text")
     lines = [line for line in body.decode().splitlines() if " # {" in line]
     names = {line.partition("{")[0] for line in lines}
     assert names == {
@@ -83,6 +88,23 @@ def test_exemplars_lead_to_the_trace() -> None:
     for line in lines:
         assert f'# {{trace_id="{TRACE_ID}"}} ' in line
         assert line.endswith(" 1700000002.0")
+
+
+def test_a_page_is_of_one_moment() -> None:
+    """What ends while the page is being written is not on it: neither half of it is."""
+    sink, meter = new_sink(), Meter()
+    engine = FakeEngine()
+    snapshots = Snapshots(engine=engine, meter=meter, moved=sink.taken)
+    sink.emit(RequestEnded(record()))
+    meter.in_flight = 1
+    taken = snapshots.take()
+    before = MetricsPage(IDENTITY).render(taken)
+    sink.emit(RequestEnded(record()))
+    meter.in_flight = 0
+    assert MetricsPage(IDENTITY).render(taken) == before
+    body, _ = MetricsPage(IDENTITY).render(snapshots.take())
+    assert b"\ngpt_oss_requests_in_flight 0.0\n" in body
+    assert b'_requests_total{endpoint="/v1/chat/completions",outcome="ok"} 2.0\n' in body
 
 
 def test_what_is_not_known_is_absent() -> None:
@@ -179,5 +201,5 @@ class _Extra(Collector):
 
 def test_others_may_add_metrics() -> None:
     """A collector that is handed in appears on the page."""
-    body, _ = MetricsPage(new_sink(), IDENTITY, extra=[_Extra()]).render(COMING_UP)
+    body, _ = MetricsPage(IDENTITY, extra=[_Extra()]).render(COMING_UP)
     assert b"\nextra 7.0\n" in body

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from trace_records import TRACE, TRACE_ID, record
 
 from gpt_oss_server import __version__
-from gpt_oss_server.events import TraceContext
+from gpt_oss_server.events import RequestEnded, TraceContext
+from gpt_oss_server.telemetry.tracing import BATCH, CLOSE_WAIT_S, Tracing
 from gpt_oss_server.telemetry.tracing_otlp import OtlpExport, traces_url
+from gpt_oss_server.telemetry.tracing_sampling import Sampling
 from gpt_oss_server.telemetry.tracing_spans import trace_of
-from otlp_receiver import OtlpReceiver, attributes
+from otlp_receiver import WAIT_S, OtlpReceiver, attributes
 
 
 def test_ids_times_attributes_and_state_arrive() -> None:
@@ -76,6 +80,41 @@ def test_a_refusal_is_a_false() -> None:
     with OtlpReceiver(status=400) as receiver:
         assert OtlpExport(receiver.url, 10.0)([trace_of(record())]) is False
         assert receiver.posts == 1
+
+
+def test_a_slow_collector_gets_what_waited() -> None:
+    """While it holds the first batch, requests go on and wait; nothing is lost once it answers."""
+    with OtlpReceiver(slow=True) as receiver:
+        sink = Tracing(OtlpExport(receiver.url, 30.0), Sampling(1.0, 10.0), send_every_s=0.01)
+        sink.emit(RequestEnded(record()))
+        receiver.wait_for_posts(1)
+        for _ in range(2 * BATCH):
+            sink.emit(RequestEnded(record()))
+        assert (sink.exported, sink.dropped) == (0, 0)
+        receiver.release()
+        assert len(receiver.trace("chat_completion", 2 * BATCH + 1)) == 6 * (2 * BATCH + 1)
+        sink.close()
+    assert (sink.exported, sink.dropped) == (2 * BATCH + 1, 0)
+
+
+def test_the_end_does_not_wait_for_a_collector_that_hangs() -> None:
+    """Closing returns while the real exporter still waits for its answer, whatever its timeout:
+    it takes what closing may wait, well under a second, and nothing on top. What was under way
+    counts as lost."""
+    before = set(threading.enumerate())
+    with OtlpReceiver(mute=True) as receiver:
+        export = OtlpExport(receiver.url, 30.0)
+        sink = Tracing(export, Sampling(1.0, 10.0), send_every_s=0.01, close_wait_s=0.0)
+        sink.emit(RequestEnded(record()))
+        receiver.wait_for_posts(1)
+        sink.emit(RequestEnded(record()))
+        sink.close()
+        (sending,) = [one for one in set(threading.enumerate()) - before if one.name == "traces"]
+        assert sending.is_alive()
+        receiver.release()
+        sending.join(WAIT_S)
+    assert (sink.exported, sink.dropped) == (0, 2)
+    assert CLOSE_WAIT_S < 0.9
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What telemetry costs: see `benchmarks/telemetry_cost.py`."""

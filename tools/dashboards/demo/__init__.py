@@ -1,0 +1,1 @@
+"""A real server under load on a machine without GPUs, with recorded GPU readings."""

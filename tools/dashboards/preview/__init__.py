@@ -1,0 +1,1 @@
+"""Pictures of what the dashboards show of a real run."""
