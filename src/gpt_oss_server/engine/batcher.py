@@ -4,7 +4,8 @@ Knows: waiting and running sequences, the token budget, who yields when memory r
 know: tensors, sampling, processes. Deterministic: no clock, no randomness.
 
 A step first gives every decoding sequence its one token, oldest first, then spends the rest of
-the budget on prefills in the order of a `PrefillOrder`. When the pool runs dry the youngest
+the budget on prefills in the order of a `PrefillOrder`, a token deep in a long prompt counting
+for more (`StepCost`), so that steps take about the same time. When the pool runs dry the youngest
 running sequence is preempted: it lets go of its blocks, keeps its tokens and is recomputed
 later. The oldest is never preempted, so every admitted job ends.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from gpt_oss_server.engine.kv_space import KvSpace
 from gpt_oss_server.engine.order import PrefillItem, PrefillOrder
 from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.step_cost import MIN_CHUNK_TOKENS, StepCost
 
 # Admission attempts that may fail in one step: bounds the host time of a step behind a long queue.
 MAX_REFUSALS = 8
@@ -38,7 +40,13 @@ class Batcher:
     """Owns the queue of an engine. `add`, `remove` and `schedule` are its whole surface; between
     two `schedule` calls the caller reports what was computed through `kv.advance`."""
 
-    def __init__(self, kv: KvSpace, order: PrefillOrder, max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        kv: KvSpace,
+        order: PrefillOrder,
+        max_batch_tokens: int,
+        cost: StepCost | None = None,
+    ) -> None:
         self.kv = kv
         self.waiting: dict[int, Sequence] = {}
         self.running: dict[int, Sequence] = {}
@@ -47,6 +55,7 @@ class Batcher:
         self.prefix_hit_tokens = 0
         self._order = order
         self._budget = max_batch_tokens
+        self._cost = cost if cost is not None else StepCost()
         self._hit: dict[int, int] = {}
         self._overtaken = 0
         self._blocked: int | None = None
@@ -127,9 +136,11 @@ class Batcher:
             budget -= taken
 
     def _grant(self, seq: Sequence, cap: int, grants: dict[int, int], coming: set[bytes]) -> int:
-        """Give a prefill up to `cap` more tokens of this step; returns how many."""
+        """Give a prefill what `cap` of this step's budget buys it; returns what it took of it."""
         already = grants.get(seq.arrival, 0)
-        want = min(cap, seq.remaining - already)
+        context = seq.computed + already
+        least = 0 if already else min(MIN_CHUNK_TOKENS, cap)
+        want = min(max(self._cost.affordable(cap, context), least), seq.remaining - already)
         if want <= 0 or (not already and not self._make_room(seq, grants)):
             return 0
         total = min(already + want, self.kv.fit_tokens(seq))
@@ -139,7 +150,8 @@ class Batcher:
         grants[seq.arrival] = total
         size = self.kv.block_size
         coming.update(seq.hasher.hashes[seq.computed // size : (seq.computed + total) // size])
-        return total - already
+        # Never more than was offered: others have their part of the budget, whatever this costs.
+        return min(cap, self._cost.of(total - already, context))
 
     def _admit(self, seq: Sequence, coming: set[bytes]) -> bool:
         """Move a waiting sequence to the running ones if a slot and its prompt's blocks are

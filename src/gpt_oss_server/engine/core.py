@@ -26,6 +26,7 @@ from gpt_oss_server.engine.sampler import Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step import build_step
+from gpt_oss_server.engine.step_cost import step_cost
 from gpt_oss_server.engine.tallies import StepTallies
 from gpt_oss_server.errors import (
     BadRequest,
@@ -95,7 +96,8 @@ class EngineCore:
             prefix_caching=spec.prefix_caching,
         )
         order = prefill_order(spec.prefill_order, spec.prefill_oldest_share)
-        self.batcher = Batcher(self.kv, order, self._batch_tokens)
+        cost = step_cost(loaded.active_parameters, shape)
+        self.batcher = Batcher(self.kv, order, self._batch_tokens, cost)
         backend = make_backend(spec.attention_backend, spec.block_size)
         layers = allocate_layers(plan, shape, spec.block_size, loaded.dtype, loaded.device)
         self._guides = Guides(

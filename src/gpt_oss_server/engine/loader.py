@@ -14,6 +14,7 @@ import torch
 
 from gpt_oss_server.engine.packed import can_pack, pack_weights
 from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.engine.step_cost import active_parameters
 from gpt_oss_server.errors import StartupError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -21,7 +22,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode. `weights_bytes` counts parameters and buffers once each."""
+    """A model in evaluation mode. `weights_bytes` counts parameters and buffers once each;
+    `active_parameters` are those that one token is multiplied with."""
 
     model: Any
     device: torch.device
@@ -30,6 +32,7 @@ class LoadedModel:
     context_len: int
     eos_token_ids: tuple[int, ...]
     weights_bytes: int
+    active_parameters: float
 
 
 def pick_device(name: str) -> torch.device:
@@ -154,6 +157,7 @@ def _describe(model: Any, device: torch.device, dtype: torch.dtype) -> LoadedMod
         context_len=int(getattr(text, "max_position_embeddings", 0) or 0) or 2048,
         eos_token_ids=tuple(int(i) for i in ids),
         weights_bytes=sum(distinct.values()),
+        active_parameters=active_parameters(model),
     )
 
 

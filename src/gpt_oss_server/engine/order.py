@@ -20,7 +20,9 @@ class PrefillItem(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """Up to `cap_tokens` for the item with this arrival. An item may be granted twice."""
+    """Up to `cap_tokens` of the budget for the item with this arrival, if it needs as much and as
+    much is left. An item may be granted twice. What a budget buys deep in a long prompt is for
+    the batcher to say."""
 
     arrival: int
     cap_tokens: int
@@ -37,7 +39,7 @@ class FirstCome:
     the early, hard on a short prompt behind a long one."""
 
     def rank(self, items: Sequence[PrefillItem], budget_tokens: int) -> list[Grant]:
-        return [Grant(i.arrival, i.remaining_tokens) for i in sorted(items)]
+        return [Grant(i.arrival, budget_tokens) for i in sorted(items)]
 
 
 class ShortestFirst:
@@ -45,7 +47,8 @@ class ShortestFirst:
 
     Each step, `ceil(oldest_share * budget)` tokens are first offered to the prompt that came
     first; the rest goes to the shortest remaining one, ties by arrival. With budget B tokens a
-    step (constant), share s, and while memory and sequence slots admit everyone:
+    step (constant), share s, while memory and sequence slots admit everyone, and counting tokens
+    as they are charged (`StepCost`: at the start of a prompt as one, deep in a long one as more):
 
     - a short prompt never waits long behind a long one: one of n tokens has all its prefill
       within `ceil((S + n) / (B - 2 ceil(s B)))` steps, where S is the total remaining of prompts
@@ -72,7 +75,7 @@ class ShortestFirst:
         reserved = math.ceil(self._share * budget_tokens)
         grants = [Grant(oldest.arrival, reserved)] if reserved else []
         by_length = sorted(items, key=lambda i: (i.remaining_tokens, i.arrival))
-        return grants + [Grant(i.arrival, i.remaining_tokens) for i in by_length]
+        return grants + [Grant(i.arrival, budget_tokens) for i in by_length]
 
 
 def prefill_order(name: str, oldest_share: float) -> PrefillOrder:

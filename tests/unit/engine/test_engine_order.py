@@ -54,18 +54,18 @@ class Simulation:
 
 
 def test_first_come_is_by_arrival() -> None:
-    """First come: arrival order, each up to all it needs."""
+    """First come: arrival order, each up to all that is left."""
     items = [PrefillItem(7, 3), PrefillItem(2, 90), PrefillItem(5, 1)]
-    assert FirstCome().rank(items, 8) == [Grant(2, 90), Grant(5, 1), Grant(7, 3)]
+    assert FirstCome().rank(items, 8) == [Grant(2, 8), Grant(5, 8), Grant(7, 8)]
 
 
 @pytest.mark.parametrize(
     ("share", "budget", "expected"),
     [
-        (0.25, 8, [Grant(2, 2), Grant(5, 3), Grant(7, 3), Grant(2, 90)]),
-        (0.25, 9, [Grant(2, 3), Grant(5, 3), Grant(7, 3), Grant(2, 90)]),
-        (0.0, 8, [Grant(5, 3), Grant(7, 3), Grant(2, 90)]),
-        (1.0, 8, [Grant(2, 8), Grant(5, 3), Grant(7, 3), Grant(2, 90)]),
+        (0.25, 8, [Grant(2, 2), Grant(5, 8), Grant(7, 8), Grant(2, 8)]),
+        (0.25, 9, [Grant(2, 3), Grant(5, 9), Grant(7, 9), Grant(2, 9)]),
+        (0.0, 8, [Grant(5, 8), Grant(7, 8), Grant(2, 8)]),
+        (1.0, 8, [Grant(2, 8), Grant(5, 8), Grant(7, 8), Grant(2, 8)]),
     ],
     ids=["a quarter", "rounded up", "no share", "all of it"],
 )
