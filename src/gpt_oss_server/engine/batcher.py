@@ -117,6 +117,7 @@ class Batcher:
         items += [PrefillItem(a, s.length - self._hit[a] * size) for a, s in self.waiting.items()]
         coming: set[bytes] = set()
         refused: set[int] = set()
+        decoding = len(grants)
         for arrival, cap in self._order.rank(items, budget):
             if budget == 0:
                 break
@@ -132,15 +133,32 @@ class Batcher:
             seq = self.running.get(arrival)
             if seq is None:
                 continue
-            taken = self._grant(seq, min(cap, budget), grants, coming)
-            budget -= taken
+            first = len(grants) <= decoding
+            budget -= self._grant(seq, min(cap, budget), grants, coming, first=first)
 
-    def _grant(self, seq: Sequence, cap: int, grants: dict[int, int], coming: set[bytes]) -> int:
+    def _chunk(self, cap: int, context: int, *, first: bool) -> int:
+        """How many tokens `cap` of the budget buys after `context`. Where that is little, the
+        first prefill of a step still gets a chunk, and others none: each would read its whole
+        cache again for a crumb."""
+        least = min(MIN_CHUNK_TOKENS, cap)
+        affordable = self._cost.affordable(cap, context)
+        if affordable >= least:
+            return affordable
+        return least if first else 0
+
+    def _grant(
+        self,
+        seq: Sequence,
+        cap: int,
+        grants: dict[int, int],
+        coming: set[bytes],
+        *,
+        first: bool,
+    ) -> int:
         """Give a prefill what `cap` of this step's budget buys it; returns what it took of it."""
         already = grants.get(seq.arrival, 0)
         context = seq.computed + already
-        least = 0 if already else min(MIN_CHUNK_TOKENS, cap)
-        want = min(max(self._cost.affordable(cap, context), least), seq.remaining - already)
+        want = min(self._chunk(cap, context, first=first), seq.remaining - already)
         if want <= 0 or (not already and not self._make_room(seq, grants)):
             return 0
         total = min(already + want, self.kv.fit_tokens(seq))

@@ -119,3 +119,30 @@ def test_a_deep_chunk_shrinks_and_leaves_the_short_its_part() -> None:
     assert granted[1] == 150
     assert granted[0] < 2 * MIN_CHUNK_TOKENS
     assert math.fsum(granted.values()) <= 256
+
+
+def test_of_two_deep_prefills_one_goes_on_at_a_time() -> None:
+    """Two giants deep in their prompts do not both read their caches in one step: the one that
+    came first goes on, and the other has its turn when it is done."""
+    kv = KvSpace(
+        [GroupSpec("full", None, 8000)],
+        block_size=16,
+        max_num_seqs=4,
+        max_model_len=60_000,
+        prefix_caching=False,
+    )
+    batcher = Batcher(kv, ShortestFirst(0.25), 256, StepCost(1000))
+    giants = [_sequence(0, 12_000), _sequence(1, 12_000)]
+    for giant in giants:
+        batcher.add(giant)
+    served = []
+    while giants[1].remaining:
+        batch = batcher.schedule()
+        for seq, tokens in zip(batch.seqs, batch.tokens, strict=True):
+            kv.advance(seq, tokens)
+        deep = [seq.arrival for seq in batch.seqs if seq.remaining and seq.computed > 9_000]
+        served.append(tuple(deep))
+        if not giants[0].remaining and giants[0].arrival in batcher.running:
+            batcher.remove(giants[0])
+    assert (0, 1) not in served
+    assert (0,) in served and (1,) in served
