@@ -55,17 +55,17 @@ def test_a_killed_worker_costs_those_who_wait_nothing_but_time() -> None:
     with serving(*flags, "--max-wait-s", "100") as (http, pid), ThreadPoolExecutor() as pool:
 
         def ask(words: int, output: int) -> httpx.Response:
-            body = {"model": "tiny", "prompt": "word " * words, "max_tokens": output}
-            return http.post("/v1/completions", json=body)
+            body = {"prompt": "word " * words, "max_tokens": output, "ignore_eos": True}
+            return http.post("/v1/completions", json={"model": "tiny", **body})
 
         def until(reached: Callable[[dict[str, Any]], bool]) -> None:
             while not reached(http.get("/stats").json()["admission"]):
                 pass
 
         ask(1, 1)
-        running = pool.submit(ask, 2000, 1000)
+        running = pool.submit(ask, 800, 2000)
         until(lambda admission: admission["running"] == 1)
-        waiting = [pool.submit(ask, 2100 + n, 10) for n in range(2)]
+        waiting = [pool.submit(ask, 1100 + n, 10) for n in range(2)]
         until(lambda admission: admission["waiting"] == 2)
         os.kill(worker_of(pid), signal.SIGKILL)
         assert running.result().status_code == 503

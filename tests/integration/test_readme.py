@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.is_file())
 PRINTED_ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -45,13 +47,13 @@ def address() -> Iterator[str]:
             server.kill()
 
 
-def run(command: list[str]) -> str:
-    """What the command prints; it must succeed."""
-    environ = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+def run(command: list[str], **environment: str) -> str:
+    """What the command prints; it must succeed, and complain of nothing."""
+    environ = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"} | environment
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, env=environ
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
@@ -71,3 +73,29 @@ def test_the_client_example(address: str) -> None:
     program = example("python", "OpenAI").replace(PRINTED_ADDRESS, address)
     program += "\nprint(f'\\n{chunk.choices[0].finish_reason}')\n"
     assert run([sys.executable, "-c", program]).rstrip().endswith(("stop", "length"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_runs(address: str, name: str) -> None:
+    """Each script runs to its end as it is, against a server that was told nothing special."""
+    if name.endswith(".sh") and shutil.which("curl") is None:
+        pytest.skip("no curl on this machine")
+    interpreter = "bash" if name.endswith(".sh") else sys.executable
+    printed = run(
+        [interpreter, str(ROOT / "examples" / name)], URL=address, OPENAI_BASE_URL=f"{address}/v1"
+    )
+    assert printed.strip()
+    assert "Traceback" not in printed
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_the_curl_script_shows_what_it_says(address: str) -> None:
+    """Under each of its headings is what the heading promises."""
+    printed = run(["bash", str(ROOT / "examples" / "curl.sh")], URL=address)
+    parts = {part.partition("\n")[0]: part for part in printed.split("\n== ")[1:]}
+    assert '{"status":"ready"}' in parts["is it ready?"]
+    assert '"id":"tiny"' in parts["what does it serve?"]
+    assert '"tokens":[' in parts["how many tokens is that?"]
+    assert "x-request-id: req_" in parts["a chat (-i shows the request id and the route)"]
+    assert parts["the same, streamed"].rstrip().endswith("data: [DONE]")
+    assert '"param":"temperature"' in parts["a mistake is named"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from live_server import MODEL, LiveServer, Serve
 from openai.types.responses import Response
 
 from gpt_oss_server.api.auth import KeyRing
+from gpt_oss_server.responses_store.records import StoreBounds
 from gpt_oss_server.responses_store.thread import ResponseStore
 
 
@@ -169,6 +171,39 @@ def test_nobody_sees_another_keys_responses(serve: Serve, store: ResponseStore) 
     with pytest.raises(openai.AuthenticationError):
         live.openai("three").responses.retrieve(mine.id)
     assert live.openai("one").responses.retrieve(mine.id).id == mine.id
+
+
+def test_keys_may_be_reordered(serve: Serve, path: Path) -> None:
+    """A response belongs to the key it was made with, wherever that stands in the settings."""
+    with store_at(path) as store:
+        keys = {"api_keys": KeyRing(("one", "two"))}
+        made = create(harmony_server(serve, final("One."), store=store, services=keys), "one")
+    with store_at(path) as store:
+        keys = {"api_keys": KeyRing(("two", "one"))}
+        live = harmony_server(serve, final("One."), store=store, services=keys)
+        assert live.openai("one").responses.retrieve(made.id).id == made.id
+        with pytest.raises(openai.NotFoundError):
+            live.openai("two").responses.retrieve(made.id)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_that_could_not_be_kept(serve: Serve, path: Path, stream: bool) -> None:
+    """What fails to be stored at the end is answered as not stored, or fails if it was told to
+    be stored."""
+    with store_at(path, StoreBounds(max_count=10, max_bytes=300, max_age_s=60.0)) as store:
+        live = harmony_server(serve, final("One."), store=store)
+        body: dict[str, Any] = {"model": MODEL, "input": "x", "stream": stream}
+        last = live.http.post("/v1/responses", json=body).text.rpartition("data: ")[2]
+        assert json.loads(last).get("response", json.loads(last))["store"] is False
+        refused = live.http.post("/v1/responses", json=body | {"store": True})
+        if stream:
+            failed = json.loads(refused.text.rpartition("data: ")[2])
+            assert failed["type"] == "response.failed"
+            assert failed["response"]["error"]["code"] == "server_error"
+            assert failed["response"]["output"][0]["content"][0]["text"] == "One."
+        else:
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "store_unavailable"
 
 
 def test_cancel_is_for_the_background(serve: Serve, store: ResponseStore) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,8 +16,9 @@ import pytest
 from app_process import running
 
 from guided_schemas import problem_of
-from tool_models import function
+from tool_models import function, harmony
 
+ROOT = Path(__file__).parents[2]
 HELLO: list[Any] = [{"role": "user", "content": "How is the weather?"}]
 CITY = {
     "type": "object",
@@ -103,18 +108,17 @@ def test_streamed_as_whole(client: openai.OpenAI) -> None:
     assert "".join(part.function.arguments for part in found) == call.function.arguments
 
 
-def test_a_strict_call_beside_answers(client: openai.OpenAI) -> None:
-    """Free to answer or to call; the arguments of each call that is complete fit its schema."""
-    calls = answers = 0
-    for choice in ask(client, tools=tools(strict=True), n=24, max_tokens=60).choices:
-        if choice.message.tool_calls is None:
-            answers += 1
-        elif choice.finish_reason == "tool_calls":
-            [call] = choice.message.tool_calls
-            calls += 1
+@pytest.mark.parametrize("likes_to_call", [True, False])
+def test_a_strict_call_beside_answers(client: openai.OpenAI, likes_to_call: bool) -> None:
+    """Free to answer or to call, whichever the model finds likelier; the arguments fit."""
+    header = harmony().encode("commentary to=functions.weather ")
+    bias = {str(token): 100 if likes_to_call else -100 for token in header}
+    fields = {"tools": tools(strict=True), "logit_bias": bias, "n": 8}
+    for choice in ask(client, **fields).choices:
+        calls = choice.message.tool_calls or []
+        assert len(calls) == likes_to_call
+        for call in calls:
             assert problem_of(call.function.arguments, SCHEMAS[call.function.name]) is None
-    assert calls > 0
-    assert answers > 0
 
 
 def test_an_answer_of_a_format_beside_calls(client: openai.OpenAI) -> None:
@@ -151,3 +155,19 @@ def test_what_cannot_be_held_is_a_400(
     assert refused.value.param == param
     [call] = ask(client, tool_choice="required").choices[0].message.tool_calls
     assert call.function.name in SCHEMAS
+
+
+def test_the_example_runs_as_printed(client: openai.OpenAI) -> None:
+    """`examples/tools.py` against the server, to its end: even here the forced call comes."""
+    url = str(client.base_url).rstrip("/")
+    environ = os.environ | {"OPENAI_BASE_URL": url, "NO_PROXY": "*", "no_proxy": "*"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "tools.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environ,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("forced: current_time{'zone': ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -52,3 +53,25 @@ def test_every_dependency_has_a_reason() -> None:
 def test_the_version_is_said_once() -> None:
     """The package and the project file agree."""
     assert PROJECT["version"] == __version__
+
+
+# What was there in Python 3.11 and is not in 3.12 or 3.13.
+REMOVED = {
+    *("asynchat", "asyncore", "distutils", "imp", "smtpd"),
+    *("aifc", "audioop", "cgi", "cgitb", "chunk", "crypt", "imghdr", "mailcap", "msilib", "nis"),
+    *("nntplib", "ossaudiodev", "pipes", "sndhdr", "spwd", "sunau", "telnetlib", "uu", "xdrlib"),
+    "lib2to3",
+}
+
+
+def test_nothing_is_imported_that_a_supported_python_lacks() -> None:
+    """The oldest and the newest version that pyproject.toml allows both have what is imported."""
+    imported = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 11))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    assert "asyncio" in imported
+    assert not imported & REMOVED

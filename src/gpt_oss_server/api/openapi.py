@@ -14,16 +14,20 @@ from pydantic.json_schema import models_json_schema
 from gpt_oss_server.api.exchange import Exchange
 from gpt_oss_server.api.schema_chat import ChatRequest
 from gpt_oss_server.api.schema_completions import CompletionRequest
+from gpt_oss_server.api.schema_responses import ResponsesRequest
 from gpt_oss_server.api.schema_tokenize import DetokenizeRequest, TokenizeRequest
 from gpt_oss_server.api.services import Access, Services
 
 _REQUESTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (ChatRequest, "A chat completion, whole or as server-sent events."),
     "/v1/completions": (CompletionRequest, "A completion, whole or as server-sent events."),
+    "/v1/responses": (ResponsesRequest, "A response, whole or as server-sent events."),
     "/tokenize": (TokenizeRequest, "The token ids of a text or of a rendered conversation."),
     "/detokenize": (DetokenizeRequest, "The text of token ids."),
 }
 _READS: dict[str, tuple[str, Access]] = {
+    "/v1/responses/{id}": ("A stored response.", Access.API),
+    "/v1/responses/{id}/input_items": ("The items of its request, by pages.", Access.API),
     "/v1/models": ("The models served.", Access.API),
     "/v1/models/{id}": ("One model.", Access.API),
     "/health": ("200 if ready, 503 with a reason if not.", Access.OPEN),
@@ -65,7 +69,9 @@ def document(version: str) -> dict[str, Any]:
         for path, (model, text) in _REQUESTS.items()
     }
     for path, (text, access) in _READS.items():
-        paths[path] = {"get": _get(path, text, access)}
+        paths[path] = {"get": _operation(path, text, access)}
+    one = "/v1/responses/{id}"
+    paths[one]["delete"] = _operation(one, "A stored response is deleted.", Access.API)
     return {
         "openapi": "3.1.0",
         "info": {"title": "gpt-oss-hf-server", "version": version},
@@ -92,7 +98,7 @@ def _post(request: Any, text: str) -> dict[str, Any]:
     }
 
 
-def _get(path: str, text: str, access: Access) -> dict[str, Any]:
+def _operation(path: str, text: str, access: Access) -> dict[str, Any]:
     operation: dict[str, Any] = {"summary": text, "responses": _responses(text)}
     if "{id}" in path:
         operation["parameters"] = [

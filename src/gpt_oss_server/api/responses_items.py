@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from gpt_oss_server.api.schema_responses_items import (
-    AssistantMessage,
+    AssistantItem,
     FunctionCallItem,
     FunctionOutputItem,
     InputItem,
-    InputMessage,
     InputText,
     ItemReference,
+    MessageItem,
     OutputText,
     ReasoningItem,
     Refusal,
@@ -68,8 +68,8 @@ def input_items(given: str | Sequence[InputItem]) -> list[Item]:
 
 def _item(index: int, item: InputItem) -> Item:
     match item:
-        case InputMessage() | AssistantMessage():
-            parts = _parts(item.content, of_assistant=isinstance(item, AssistantMessage))
+        case MessageItem() | AssistantItem():
+            parts = _parts(item.content, of_assistant=isinstance(item, AssistantItem))
             return _message(item.role, parts, item.id or new_id("msg"))
         case FunctionCallItem():
             return {

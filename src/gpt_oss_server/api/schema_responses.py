@@ -139,7 +139,7 @@ class FunctionChoice(StrictModel):
     name: Name
 
 
-class AllowedTools(StrictModel):
+class AllowedFunctions(StrictModel):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: list[Annotated[FunctionChoice, BeforeValidator(_function_only)]] = Field(
@@ -164,7 +164,7 @@ ToolChoiceField = Annotated[
     Annotated[
         Annotated[Literal["none", "auto", "required"], Tag("|word")]
         | Annotated[FunctionChoice, Tag("|function")]
-        | Annotated[AllowedTools, Tag("|allowed_tools")],
+        | Annotated[AllowedFunctions, Tag("|allowed_tools")],
         Discriminator(_choice_tag),
     ],
     BeforeValidator(_known_choice),
@@ -252,7 +252,7 @@ class ResponsesRequest(StrictModel):
             raise wrong("only allowed when 'tools' are given", field="tool_choice")
         if isinstance(choice, FunctionChoice) and choice.name not in names:
             raise wrong("'tools' has no function of this name", field="tool_choice.name")
-        if isinstance(choice, AllowedTools):
+        if isinstance(choice, AllowedFunctions):
             for index, named in enumerate(choice.tools):
                 if named.name not in names:
                     field = f"tool_choice.tools[{index}].name"
@@ -266,7 +266,7 @@ class ResponsesRequest(StrictModel):
             return ToolChoice("none")
         if isinstance(choice, FunctionChoice):
             return ToolChoice("required", frozenset((choice.name,)))
-        if isinstance(choice, AllowedTools):
+        if isinstance(choice, AllowedFunctions):
             return ToolChoice(choice.mode, frozenset(named.name for named in choice.tools))
         return ToolChoice("required" if choice == "required" else "auto")
 

@@ -103,7 +103,7 @@ AssistantContent = Annotated[
 ]
 
 
-class InputMessage(StrictModel):
+class MessageItem(StrictModel):
     type: Literal["message"] = "message"
     id: Id | None = None
     status: Status | None = None
@@ -112,7 +112,7 @@ class InputMessage(StrictModel):
     phase: Unsupported = None
 
 
-class AssistantMessage(StrictModel):
+class AssistantItem(StrictModel):
     """`phase` may say what the message was; where it stands says the same to this model."""
 
     type: Literal["message"] = "message"
@@ -123,7 +123,7 @@ class AssistantMessage(StrictModel):
     phase: Literal["commentary", "final_answer"] | None = None
 
 
-class _DirectCaller(StrictModel):
+class DirectCaller(StrictModel):
     type: Literal["direct"]
 
 
@@ -145,7 +145,7 @@ class FunctionCallItem(StrictModel):
     name: Name
     arguments: Annotated[str, AfterValidator(_json_object)]
     namespace: Unsupported = None
-    caller: _DirectCaller | None = None
+    caller: DirectCaller | None = None
     async_: Annotated[Any, only(None, False)] = Field(None, alias="async")
 
 
@@ -157,7 +157,7 @@ class FunctionOutputItem(StrictModel):
     output: InputContent
     name: Name | None = None
     namespace: Unsupported = None
-    caller: _DirectCaller | None = None
+    caller: DirectCaller | None = None
 
 
 class SummaryText(StrictModel):
@@ -219,8 +219,8 @@ def _known_item(value: object) -> object:
 
 InputItem = Annotated[
     Annotated[
-        Annotated[InputMessage, Tag("|message")]
-        | Annotated[AssistantMessage, Tag("|assistant")]
+        Annotated[MessageItem, Tag("|message")]
+        | Annotated[AssistantItem, Tag("|assistant")]
         | Annotated[FunctionCallItem, Tag("|function_call")]
         | Annotated[FunctionOutputItem, Tag("|function_call_output")]
         | Annotated[ReasoningItem, Tag("|reasoning")]

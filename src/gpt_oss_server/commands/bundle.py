@@ -7,6 +7,7 @@ know: what is in a bundle.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -82,6 +83,7 @@ def run(flags: Mapping[str, object]) -> int:
     timeout_s = _parsed(Number(0, open_low=True), flags, "timeout", _TIMEOUT_S)
     pid = _parsed(Integer(1), flags, "pid", None)
     out = str(flags.get("out") or file_name(time.time(), "zip"))
+    _check_out(out)
     form = "json" if out == _STDOUT or out.endswith(".json") else "zip"
     try:
         key = os.environ.get(ADMIN_KEY_ENV)
@@ -129,6 +131,19 @@ def _look_around(
             _say(f"  {name}: {state.status.replace('_', ' ')}: {state.error}")
     document = as_document(collected, Sieve(known_secrets(known, os.environ)))
     return as_json(document) if form == "json" else as_zip(document)
+
+
+def _check_out(out: str) -> None:
+    """Find out before half a minute of collecting what would be found out after it."""
+    folder = os.path.dirname(out) or "."
+    if out == _STDOUT or os.path.exists(out):
+        error = errno.EISDIR if os.path.isdir(out) else 0
+    elif os.path.isdir(folder):
+        error = 0 if os.access(folder, os.W_OK) else errno.EACCES
+    else:
+        error = errno.ENOENT
+    if error:
+        raise StartupError(f"cannot write {out}: {os.strerror(error)}")
 
 
 def _write(bundle: bytes, out: str) -> None:

@@ -63,9 +63,9 @@ class HarmonyGuides:
 
         Args:
             arguments: by function name; at least one.
-            required: a call must come. Otherwise a final message may come in its place, and a
-                preamble on the commentary channel before it.
-            answer: what that final message must be; free text if None.
+            required: a call must come. Otherwise a final message may come in its place.
+            answer: what that final message must be. If None it is free text, and a preamble on
+                the commentary channel, which clients see as part of it, may come before.
         """
         specials = self._specials
         grammars = [*arguments.values()]
@@ -75,13 +75,13 @@ class HarmonyGuides:
         if not required:
             paths.append((self._header("final"), _BODIES + len(bodies)))
             finish = {specials.return_: GUIDE_END}
-            if answer is None:
-                bodies.append(FreeText(finish))
-            else:
+            if answer is not None:
                 bodies.append(GrammarText(len(grammars), finish))
                 grammars.append(answer)
-            paths.append((self._header("commentary"), _BODIES + len(bodies)))
-            bodies.append(FreeText({specials.end: _NEXT}))
+            else:
+                bodies.append(FreeText(finish))
+                paths.append((self._header("commentary"), _BODIES + len(bodies)))
+                bodies.append(FreeText({specials.end: _NEXT}))
         share = None if not required and answer is None else ANALYSIS_SHARE
         return self._turn(tuple(grammars), paths, tuple(bodies), share)
 

@@ -32,6 +32,8 @@ APPLICATION_ID: Final = 0x67_6F_72_73
 SCHEMA_VERSION: Final = 1
 _BUSY_TIMEOUT_MS: Final = 2000
 _JOURNAL_LIMIT_BYTES: Final = 4 * 2**20
+_ROWS_AT_ONCE: Final = 64
+_PAGES_AT_ONCE: Final = 4096
 _PASSING: Final = (
     *("SQLITE_FULL", "SQLITE_BUSY", "SQLITE_CONSTRAINT"),
     *("SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"),
@@ -137,15 +139,18 @@ class SqliteResponses:
         with self._transaction() as db:
             self._row(db, owner, id)
             db.execute("DELETE FROM responses WHERE id = ?", (id,))
+        self._erase()
 
-    def expire(self) -> None:
-        """Forget what is too old; give the space back."""
+    def expire(self) -> bool:
+        """Forget some of what is too old, and give space back; whether there is more to do. A part
+        at a time, so that others get their turn between."""
         if self._connection is None and self._path is not None and not self._path.exists():
-            return
+            return False
         with self._transaction() as db:
-            self._expire(db)
+            deleted = self._expire(db)
+        self._erase()
         with self._reading() as db:
-            db.execute("PRAGMA incremental_vacuum").fetchall()
+            return deleted > 0 or _number(db, "freelist_count") > 0
 
     def totals(self) -> tuple[int, int]:
         """How many responses are kept, and their bytes."""
@@ -165,8 +170,21 @@ class SqliteResponses:
     def _oldest_s(self) -> float:
         return self._clock() - self._bounds.max_age_s
 
-    def _expire(self, db: sqlite3.Connection) -> None:
-        db.execute("DELETE FROM responses WHERE created_s < ?", (self._oldest_s(),))
+    def _erase(self) -> None:
+        """Give free space back, and have nothing deleted left in the journal either."""
+        with self._reading() as db:
+            # `execute` takes one step of a statement without rows, and so one page.
+            db.executescript(
+                f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE}); PRAGMA wal_checkpoint(TRUNCATE)"
+            )
+
+    def _expire(self, db: sqlite3.Connection) -> int:
+        """How many have gone, no more than there is time for. Nobody sees the others meanwhile."""
+        return db.execute(
+            "DELETE FROM responses WHERE id IN "
+            "(SELECT id FROM responses WHERE created_s < ? LIMIT ?)",
+            (self._oldest_s(), _ROWS_AT_ONCE),
+        ).rowcount
 
     def _make_room(self, db: sqlite3.Connection, size_bytes: int) -> None:
         most_count = self._bounds.max_count - 1

@@ -25,10 +25,6 @@ Work = tuple[Callable[[SqliteResponses], Any], "Future[Any]"]
 _CLOSE_WAIT_S = 1.0
 
 
-def _expire(table: SqliteResponses) -> None:
-    table.expire()
-
-
 class ResponseStore:
     """Runs calls on the table, one after the other. The thread begins with the first call.
 
@@ -59,7 +55,7 @@ class ResponseStore:
         """Begin the thread now; the first thing it does is to drop what is too old."""
         self._begin()
         with contextlib.suppress(queue.Full):
-            self._queue.put_nowait((_expire, Future()))
+            self._queue.put_nowait((self._sweep, Future()))
 
     async def ask(self, work: Callable[[SqliteResponses], T]) -> T:
         """The result of `work`. A caller that is cancelled does not hold up others; what has begun
@@ -112,7 +108,13 @@ class ResponseStore:
             try:
                 return self._queue.get(timeout=self._sweep_every_s)
             except queue.Empty:
-                self._do(_expire, Future())
+                self._do(self._sweep, Future())
+
+    def _sweep(self, table: SqliteResponses) -> None:
+        """One part of what is to be cleared; the rest comes behind those who wait."""
+        if table.expire():
+            with contextlib.suppress(queue.Full):
+                self._queue.put_nowait((self._sweep, Future()))
 
     def _do(self, work: Callable[[SqliteResponses], Any], result: Future[Any]) -> None:
         if not result.set_running_or_notify_cancel():

@@ -24,6 +24,8 @@ from gpt_oss_server.errors import BadRequest
 
 def items(*given: dict[str, Any]) -> list[Item]:
     """What a request's items become."""
+    if not given:
+        return []
     body = json.dumps({"model": "m", "input": given}).encode()
     return input_items(parse(ResponsesRequest, body).input)
 

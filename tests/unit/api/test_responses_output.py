@@ -113,8 +113,10 @@ def test_items_in_order() -> None:
         (
             True,
             False,
-            ["open message", "text a", "close completed", "open function_call f", "text {}"]
-            + ["close completed"],
+            [
+                *("open message", "text a", "close completed"),
+                *("open function_call f", "text {}", "close completed"),
+            ],
         ),
     ],
 )

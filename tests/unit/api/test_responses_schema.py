@@ -145,7 +145,7 @@ def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
 
 def test_hosted_tools_are_named() -> None:
     """The message says which tool there is not."""
-    with pytest.raises(BadRequest, match="this server has no web_search_preview"):
+    with pytest.raises(BadRequest, match="this server has no tool web_search_preview"):
         request(tools=[{"type": "web_search_preview"}])
     with pytest.raises(BadRequest, match="items of the type mcp_call are not supported"):
         request(input=[{"type": "mcp_call", "id": "m"}])

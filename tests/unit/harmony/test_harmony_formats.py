@@ -201,7 +201,9 @@ def test_format_specific_extras_reach_the_template(tmp_path: Path) -> None:
     source = (
         "{{ reasoning_effort }}|{{ tools[0].function.name }}|"
         "{% for m in messages %}{% if 'content' in m %}{{ m.content }}{% endif %}"
-        "{{ m.tool_calls[0].function.arguments.x }}{{ m.thinking }}{% endfor %}"
+        "{% if m.tool_calls %}{% set call = m.tool_calls[0].function %}"
+        '<tool_call>{"name": "{{ call.name }}", "arguments": {{ call.arguments | tojson }}}'
+        "</tool_call>{{ call.arguments.x }}{% endif %}{{ m.thinking }}{% endfor %}"
     )
     chat = open_chat_format(chatml_folder(tmp_path, chat_template=source), today=today)
     assert isinstance(chat, TemplateFormat)
@@ -209,7 +211,8 @@ def test_format_specific_extras_reach_the_template(tmp_path: Path) -> None:
     message = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "hm"}
     tools = [{"type": "function", "function": {"name": "hello"}}]
     ids = chat.render_chat([message], reasoning_effort="high", tools=tools)
-    assert chat.decode(ids) == "high|hello|5hm"
+    written = '<tool_call>{"name": "f", "arguments": {"x": 5}}</tool_call>'
+    assert chat.decode(ids) == f"high|hello|{written}5hm"
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ VLLM_ROWS: tuple[Metric, ...] = (
         "counter",
         ("finished_reason", "model_name"),
         VLLM,
-        "Sequences that ended: stop, length, or abort for those whose client left.",
+        "Sequences that ended: stop, length, tool_calls, or abort for those whose client left.",
     ),
     read(
         "vllm:num_preemptions_total",
