@@ -16,7 +16,7 @@ from gpt_oss_server.api.services import Limits
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
-LARGE = {**HELLO, "metadata": {"filling": "x" * 300_000}}
+LARGE = {**HELLO, "user": "x" * 300_000}
 
 
 class Blocked(Executor):
