@@ -8,7 +8,6 @@ import json
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -329,8 +328,7 @@ def test_random_paths(services: Services, path: str, method: str) -> None:
 @pytest.mark.parametrize("path", sorted(VALID))
 def test_the_whole_schema(real_services: Services, path: str, faults: float) -> None:
     """Everything that the published schema allows, in any combination, and with some of it
-    replaced by rubbish; and not all of it is refused."""
-    statuses: Counter[int] = Counter()
+    replaced by rubbish, is answered or refused; and a plain request after it is answered."""
 
     @settings(max_examples=120, deadline=None)
     @given(rng=st.randoms(use_true_random=True))
@@ -340,11 +338,10 @@ def test_the_whole_schema(real_services: Services, path: str, faults: float) -> 
             content["model"] = "tiny"
         body = json.dumps(content).encode()
         note(body.decode())
-        statuses[asyncio.run(check(real_services, path, body))] += 1
+        assert asyncio.run(check(real_services, path, body)) < 500
 
     judge()
-    if faults < 0.1:
-        assert statuses[200] > 0
+    assert asyncio.run(check(real_services, path, json.dumps(VALID[path]).encode())) == 200
 
 
 HOSTILE: dict[str, tuple[bytes, int]] = {
