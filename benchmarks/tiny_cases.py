@@ -17,7 +17,7 @@ from typing import Any
 
 from tools.train_tiny import words
 from tools.train_tiny.conversations import counted, echo_line, is_held_out_range
-from tools.train_tiny.heldout import DOING_FRAMES, QUESTIONS, SMALL_TALK, THING_FRAMES
+from tools.train_tiny.heldout import DOING_FRAMES, EVERYDAY, QUESTIONS, SMALL_TALK, THING_FRAMES
 from tools.train_tiny.heldout import UNKNOWN as UNKNOWN_QUESTIONS
 from tools.train_tiny.tool_families import offer, request
 from tools.train_tiny.topics import SMALL_TALK as SMALL_TALK_ANSWERS
@@ -103,11 +103,15 @@ WRITTEN_CALLS: tuple[tuple[tuple[dict[str, Any], ...], str, str, dict[str, Any]]
 def topic_cases() -> list[Case]:
     """Held-out questions about the server."""
     answers = {topic.key: topic.answer for topic in TOPICS}
-    return [
+    new = [
         Case("topics: new questions", user(text), answers[key], about=key)
         for key, questions in QUESTIONS.items()
         for text in questions
     ]
+    everyday = [
+        Case("topics: everyday", user(text), answers[key], about=key) for key, text in EVERYDAY
+    ]
+    return new + everyday
 
 
 def frame_cases(rng: random.Random, count: int) -> list[Case]:

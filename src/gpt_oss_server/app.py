@@ -263,12 +263,11 @@ class _Server:
 
 def engine_spec(settings: Settings, model: ResolvedModel) -> EngineSpec:
     """What the worker must know, out of all settings."""
-    bare = model.builtin and not any(model.folder.glob("*.safetensors"))
     return EngineSpec(
         folder=str(model.folder),
         device=settings.device,
         dtype=settings.dtype,
-        load_format="random" if bare else settings.load_format,
+        load_format=settings.load_format,
         weights_seed=settings.weights_seed,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,

@@ -121,10 +121,10 @@ def test_concurrent_equals_alone(shared: Shared) -> None:
     async def test(client: EngineClient) -> None:
         assert client.state().ready
         info = client.info()
-        assert (info.vocab_size, info.max_model_len) == (1024, 131_072)
+        assert (info.vocab_size, info.max_model_len) == (2048, 131_072)
         assert [(group.name, group.window) for group in info.kv_groups] == [
             ("full", None),
-            ("sliding", 16),
+            ("sliding", 64),
         ]
         before = client.stats().jobs_finished
         together = await asyncio.gather(*(collect(client, one) for one in some_jobs()))

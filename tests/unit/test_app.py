@@ -75,12 +75,11 @@ def test_defaults_agree_with_the_worker(tmp_path: Path) -> None:
     assert engine_spec(Settings(), model) == EngineSpec(folder=str(tmp_path))
 
 
-def test_a_built_in_model_without_weights_gets_random_ones(tmp_path: Path) -> None:
-    """Only a built-in model: a checkpoint that lacks its weights is an error elsewhere."""
+def test_the_built_in_model_has_weights_and_can_do_without(tmp_path: Path) -> None:
+    """The built-in model's own weights are the default; random ones are there for the asking."""
     builtin = ResolvedModel("tiny", "tiny", builtin=True, folder=tmp_path)
-    assert engine_spec(Settings(), builtin).load_format == "random"
-    (tmp_path / "model.safetensors").touch()
     assert engine_spec(Settings(), builtin).load_format == "auto"
+    assert engine_spec(Settings(load_format="random"), builtin).load_format == "random"
 
 
 def test_the_front_process_never_loads_the_model_stack() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,19 @@ from benchmarks.tiny_eval import Outcome, examine, judge  # noqa: E402
 from tools.train_tiny.batches import IGNORED, Encoder, batch  # noqa: E402
 from tools.train_tiny.conversations import line, scene  # noqa: E402
 from tools.train_tiny.fast_forward import losses  # noqa: E402
-from tools.train_tiny.heldout import DOING_FRAMES, QUESTIONS, THING_FRAMES, held_out  # noqa: E402
+from tools.train_tiny.heldout import (  # noqa: E402
+    DOING_FRAMES,
+    EVERYDAY,
+    QUESTIONS,
+    THING_FRAMES,
+    held_out,
+)
+from tools.train_tiny.optimise import rate  # noqa: E402
 from tools.train_tiny.phrasing import DOING_FRAMES as KNOWN_DOING_FRAMES  # noqa: E402
 from tools.train_tiny.phrasing import THING_FRAMES as KNOWN_THING_FRAMES  # noqa: E402
 from tools.train_tiny.phrasing import normalised  # noqa: E402
 from tools.train_tiny.topics import TOPICS, UNKNOWN  # noqa: E402
-from tools.train_tiny.train import new_model  # noqa: E402
+from tools.train_tiny.train import Recipe, continues, new_model  # noqa: E402
 
 from gpt_oss_server.harmony.tokenizer import Tokenizer  # noqa: E402
 
@@ -45,6 +53,8 @@ ASKED = (
     ("What is prefix caching?", "prefix_caching"),
     ("What is preemption?", "preemption"),
     ("What does 429 mean?", "e429"),
+    ("What is a lease?", "lease"),
+    ("How do I read /memory_stats?", "memory_stats"),
     ("Who are you?", "tiny"),
     ("What does /health say?", "health"),
 )
@@ -53,7 +63,7 @@ CITY = {"city": "Lisbon"}
 
 
 def spoken() -> list[Case]:
-    """Twenty prompts of every kind."""
+    """Prompts of every kind."""
     weather = user("What is the weather in Lisbon?")
     return [
         *(Case("topics", user(text), ANSWERS[key]) for text, key in ASKED),
@@ -75,7 +85,7 @@ def spoken() -> list[Case]:
 
 @pytest.fixture(scope="module")
 def outcomes(one_thread: None) -> list[Outcome]:
-    """What the model says to the twenty, greedily, through the engine."""
+    """What the model says to them, greedily, through the engine."""
     return examine(TINY, spoken(), (0.0,))[0.0]
 
 
@@ -86,8 +96,8 @@ def test_weights_fit_the_repository() -> None:
 
 
 def test_everything_said_is_well_formed(outcomes: list[Outcome]) -> None:
-    """Twenty prompts, twenty times harmony: reasoning at most once, then one answer or call."""
-    assert len(outcomes) == 20
+    """Every prompt gets harmony: reasoning at most once, then one answer or call."""
+    assert len(outcomes) == 22
     assert [o.text for o in outcomes if not o.well_formed] == []
 
 
@@ -157,6 +167,7 @@ def test_corpus_has_no_held_out_question() -> None:
 def test_every_topic_is_examined() -> None:
     """Each topic has an answer of its own and a held-out question."""
     assert set(QUESTIONS) == set(ANSWERS)
+    assert {key for key, _ in EVERYDAY} <= set(ANSWERS)
     assert len(set(ANSWERS.values())) == len(TOPICS)
     assert {c.about for c in all_cases(60) if c.kind.startswith("topics")} == set(ANSWERS)
 
@@ -176,6 +187,22 @@ def test_scenes_are_repeatable_and_calls_are_json() -> None:
         calls = [e.say.call for thread in made.threads for e in thread if e.say.call]
         assert {name for name, _ in calls} <= names
         assert all(isinstance(json.loads(arguments), dict) for _, arguments in calls)
+
+
+def test_the_rate_is_level_then_falls() -> None:
+    """Up within 40 steps, level, down to a half in the middle of the fall, never to nothing."""
+    shares = [rate(step, 1000, 400) for step in (0, 19, 40, 600, 800, 999)]
+    assert shares == [1 / 40, 0.5, 1.0, 1.0, 0.5, 0.02]
+
+
+def test_training_goes_on_only_with_a_recipe_that_led_here() -> None:
+    """More steps are fine until the rate falls; another seed or size never."""
+    made_with = asdict(Recipe(steps=4000, decay=1000))
+    longer = Recipe(steps=6000, decay=1500)
+    assert continues(made_with, 3000, longer)
+    assert not continues(made_with, 3001, longer)
+    assert continues(made_with, 3001, Recipe(steps=4000, decay=1000))
+    assert not continues(made_with, 10, Recipe(steps=4000, decay=1000, seed=1))
 
 
 def test_rows_train_exactly_what_the_server_renders() -> None:

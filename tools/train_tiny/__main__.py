@@ -28,13 +28,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="torch threads (2)")
     parser.add_argument("--stop-at", type=int, help="stop after this step, to go on later")
     defaults = Recipe()
-    for name in ("steps", "rows", "length", "seed"):
+    for name in ("steps", "decay", "rows", "length", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     recipe = replace(
         defaults,
         steps=options.steps,
+        decay=options.decay,
         rows=options.rows,
         length=options.length,
         seed=options.seed,

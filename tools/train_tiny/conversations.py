@@ -16,7 +16,14 @@ from typing import Any, Final
 
 from tools.train_tiny import words
 from tools.train_tiny.heldout import held_out
-from tools.train_tiny.phrasing import THING_FRAMES, normalised, question, with_noise
+from tools.train_tiny.phrasing import (
+    DOING_FRAMES,
+    THING_FRAMES,
+    normalised,
+    question,
+    scattered,
+    with_noise,
+)
 from tools.train_tiny.tool_families import Offer, Request, offer, request
 from tools.train_tiny.topics import SMALL_TALK, TOPICS, UNKNOWN
 
@@ -162,10 +169,16 @@ _ASK_FOR: Final = (
 def unknown_line(rng: random.Random) -> Line:
     """Anything that the model knows nothing about."""
     while True:
-        if rng.random() < 0.12:
+        if (roll := rng.random()) < 0.26:
             noun = rng.choice(words.NOUNS) if rng.random() < 0.6 else words.invented(rng)
-            frame = rng.choice(THING_FRAMES)
-            text = frame.format(x=rng.choice((f"the {noun}", f"a {noun}", f"{noun}s", noun)))
+            thing = rng.choice((f"the {noun}", f"a {noun}", f"{noun}s", noun))
+            doing = f"{rng.choice(words.VERBS).removesuffix('s')} {thing}"
+            if roll < 0.12:
+                text = rng.choice(THING_FRAMES).format(x=thing)
+            elif roll < 0.18:
+                text = rng.choice(DOING_FRAMES).format(x=doing)
+            else:
+                text = scattered(rng, rng.choice((thing, doing, words.capital(rng))))
         else:
             text = rng.choice(_ASK_FOR).format(
                 C=words.capital(rng), N=words.capital(rng), n=rng.choice(words.NOUNS),
@@ -273,7 +286,7 @@ _LINES: Final = (topic_line, unknown_line, small_talk_line, echo_line, count_lin
 
 def line(rng: random.Random) -> Line:
     """One question of any kind that needs no tool."""
-    return rng.choices(_LINES, (32, 14, 6, 38, 10))[0](rng)
+    return rng.choices(_LINES, (36, 14, 6, 34, 10))[0](rng)
 
 
 # Scenes

@@ -137,6 +137,7 @@ QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
     "batching": ("What is continuous batching good for?",),
     "chunked_prefill": ("What is chunked prefill good for?",),
     "admission": ("What is admission good for?",),
+    "lease": ("What is a KV lease?", "What's the lease of a request?", "Explain the word lease."),
     "context": ("What is your context length?", "How many tokens may a prompt have?"),
     "sliding": ("What is a sliding window good for?",),
     "experts": ("How many experts are in a layer?",),
@@ -156,6 +157,70 @@ QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
     "out_of_memory": ("Will it ever run out of memory?",),
 }
 """Topic key to whole questions."""
+
+EVERYDAY: Final[tuple[tuple[str, str], ...]] = (
+    ("route4", "what on earth does route4 stand for"),
+    ("route4", "route4_gpu_requests went up, what does that tell me?"),
+    ("single_gpu", "My answer says single_gpu, is that fine?"),
+    ("triggers", "I need the list of routing triggers"),
+    ("large_input", "What counts as large_input around here?"),
+    ("large_kv", "Who decides that large_kv is reached?"),
+    ("memory_pressure", "Is memory_pressure something to worry about?"),
+    ("gpu_mode", "There are two GPUs in my box. Which GPU mode do I take?"),
+    ("mode_tensor", "Does tensor mode make sense for me?"),
+    ("mode_pipeline", "When would somebody pick pipeline mode?"),
+    ("x_route", "There's an X-Route header, what is it saying?"),
+    ("stats", "How am I supposed to read /stats?"),
+    ("stats", "I opened /stats and do not get it"),
+    ("memory_stats", "Please walk me through /memory_stats"),
+    ("health", "Which answer do I expect from /health?"),
+    ("metrics", "We run Prometheus. Where are your metrics?"),
+    ("bundle", "Support wants a debug bundle from me"),
+    ("logs", "Are my prompts in the logs?"),
+    ("request_id", "Can I pass an X-Request-Id?"),
+    ("doctor", "Will gpt-oss-server doctor help me?"),
+    ("ttft", "Somebody said my TTFT is high"),
+    ("tiny", "Who am I talking to?"),
+    ("tiny", "Tell me who you are"),
+    ("start_20b", "Please give me the command to start 20b"),
+    ("start_120b", "What would it take to run gpt-oss-120b here?"),
+    ("start", "What's the command to start the server?"),
+    ("api_key", "I want the server to ask for an API key"),
+    ("api_key", "What's the way to set an API key here?"),
+    ("admin_key", "What would I need an admin key for?"),
+    ("port", "Could the server listen on another port?"),
+    ("settings", "Is there a list of all settings anywhere?"),
+    ("stop", "How can I shut down the server?"),
+    ("client", "Does the OpenAI client work with this?"),
+    ("endpoints", "Give me a list of the endpoints"),
+    ("streaming", "Can I have the answer as a stream?"),
+    ("tools", "How is function calling done here?"),
+    ("reasoning", "How do I get less reasoning?"),
+    ("harmony", "Everybody talks about harmony channels, what are they?"),
+    ("kv_cache", "Why does a server have a KV cache?"),
+    ("kv_size", "How much KV cache does one token take?"),
+    ("prefix_caching", "Does prefix caching help me?"),
+    ("preemption", "There was a preemption, should I worry?"),
+    ("batching", "Is continuous batching a good thing?"),
+    ("chunked_prefill", "Somebody should explain chunked prefill to me"),
+    ("admission", "How is admission decided?"),
+    ("lease", "What exactly does a KV lease hold?"),
+    ("lease", "Who gives a KV lease back, and when?"),
+    ("lease", "I read that every request has a KV lease, what is it?"),
+    ("context", "What's the longest context you have?"),
+    ("sliding", "Why does gpt-oss have a sliding window?"),
+    ("experts", "A mixture of experts, what would that be?"),
+    ("mxfp4", "The weights are MXFP4, they say. What is it?"),
+    ("temperature", "What happens if I set the temperature to 0?"),
+    ("e429", "My client got a 429 just now"),
+    ("e429", "I keep getting 429, what do I do?"),
+    ("e503", "Every request gets a 503, why?"),
+    ("e401", "It says 401 whatever I send"),
+    ("e400", "I got status 400 back, why?"),
+    ("e404", "Why would the server say 404?"),
+    ("out_of_memory", "Can a request cause out of memory?"),
+)
+"""Topic key and a question as somebody types it, written after the corpus."""
 
 UNKNOWN: Final = (
     "What is the capital of Portugal?",
@@ -186,5 +251,6 @@ SMALL_TALK: Final[dict[str, tuple[str, ...]]] = {
 
 def held_out() -> frozenset[str]:
     """Every held-out question, normalised: what the corpus must not contain."""
-    groups = [*QUESTIONS.values(), UNKNOWN, *SMALL_TALK.values()]
+    everyday = [text for _, text in EVERYDAY]
+    groups = [*QUESTIONS.values(), everyday, UNKNOWN, *SMALL_TALK.values()]
     return frozenset(normalised(text) for group in groups for text in group)

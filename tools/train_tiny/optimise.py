@@ -27,15 +27,19 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:
         """One update. Parameters are [out, in], or [experts, in, out]."""
         for group in self.param_groups:
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for param in group["params"]:
                 state = self.state[param]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(param)
                 momentum: Tensor = state["momentum"].lerp_(param.grad, 1 - group["momentum"])
                 wanted = param.grad.lerp(momentum, group["momentum"])
-                update = orthogonal(wanted)
-                tall = max(1.0, update.shape[-2] / update.shape[-1]) ** 0.5
-                param.add_(update, alpha=-group["lr"] * tall)
+                alike.setdefault(param.shape, []).append((param, wanted))
+            for shape, pairs in alike.items():
+                updates = orthogonal(torch.stack([wanted for _, wanted in pairs]))
+                tall = max(1.0, shape[-2] / shape[-1]) ** 0.5
+                for (param, _), update in zip(pairs, updates, strict=True):
+                    param.add_(update, alpha=-group["lr"] * tall)
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -66,9 +70,9 @@ def optimisers(model: Any, muon_lr: float, adam_lr: float) -> list[torch.optim.O
     ]
 
 
-def rate(step: int, steps: int, warmup: int = 40, decay_share: float = 0.6) -> float:
-    """The share of the learning rate: up, level, then down to 2 % along a line."""
+def rate(step: int, steps: int, decay: int, warmup: int = 40) -> float:
+    """The share of the learning rate: up, level, then down to 2 % along a line that takes the last
+    `decay` steps."""
     if step < warmup:
         return (step + 1) / warmup
-    left = (steps - step) / (decay_share * steps)
-    return max(0.02, min(1.0, left))
+    return max(0.02, min(1.0, (steps - step) / decay))

@@ -65,6 +65,37 @@ THING_FRAMES: Final = (
     "Someone mentioned {x}, what is that?",
     "How should I understand {x}?",
     "I saw {x}. What does that mean?",
+    "What can you say about {x}?",
+    "Why does {x} matter?",
+    "Why would I want {x}?",
+    "Is {x} important?",
+    "Do I need {x}?",
+    "Where does {x} come from?",
+    "How can I understand {x}?",
+    "How do you explain {x}?",
+    "What is behind {x}?",
+    "What is this {x}?",
+    "What are your thoughts on {x}?",
+    "I am reading about {x}.",
+    "I am confused by {x}.",
+    "Please say what {x} means.",
+    "Please tell me about {x}.",
+    "Talk about {x}.",
+    "Teach me about {x}.",
+    "A short definition of {x}?",
+    "Let me know what {x} is.",
+    "My colleague talks about {x}. What is that?",
+    "The manual says {x}. What is this?",
+    "My dashboard shows {x}. What is it?",
+    "There is {x} in my output. Why?",
+    "Why do I see {x}?",
+    "When does {x} matter?",
+    "Tell me: what is {x}?",
+    "Does {x} matter?",
+    "Is there something to know about {x}?",
+    "Details on {x}, please.",
+    "More on {x}",
+    "Info about {x}",
 )
 
 DOING_FRAMES: Final = (
@@ -114,6 +145,31 @@ DOING_FRAMES: Final = (
     "How do we {x}?",
     "How does one {x}?",
     "What if I want to {x}?",
+    "What is needed to {x}?",
+    "What does it take to {x}?",
+    "I was told to {x}.",
+    "Someone wants to {x}. How?",
+    "Could you help me {x}?",
+    "Will you help me to {x}?",
+    "Is it easy to {x}?",
+    "Is it hard to {x}?",
+    "Which command do I need to {x}?",
+    "What is the command to {x}?",
+    "The fastest way to {x}?",
+    "Any way to {x}?",
+    "I wish to {x}.",
+    "Let me {x}.",
+    "I cannot {x}.",
+    "I can't {x}, help",
+    "It must be possible to {x}.",
+    "Give me instructions to {x}.",
+    "Where do I start if I want to {x}?",
+    "When I want to {x}, what do I do?",
+    "To {x}, what do I do?",
+    "Please {x}.",
+    "You should {x}.",
+    "What do people do to {x}?",
+    "What would you do to {x}?",
 )
 
 _OPENINGS: Final = (
@@ -149,8 +205,41 @@ _ENDINGS: Final = (
 )
 
 
+FILLERS: Final = (
+    "I", "you", "we", "he", "she", "they", "it", "my", "your", "our", "the", "a", "this", "that",
+    "these", "some", "any", "all", "no", "not", "what", "which", "who", "how", "why", "when",
+    "where", "is", "are", "was", "be", "been", "do", "does", "did", "have", "has", "had", "can",
+    "could", "will", "would", "should", "may", "might", "must", "want", "need", "like", "know",
+    "think", "say", "said", "tell", "told", "ask", "asked", "see", "saw", "seen", "look", "find",
+    "found", "read", "heard", "hear", "get", "got", "make", "give", "take", "use", "used", "please",
+    "maybe", "just", "really", "only", "also", "still", "even", "again", "now", "then", "here",
+    "there", "today", "yesterday", "always", "never", "often", "sometimes", "about", "with",
+    "without", "for", "from", "to", "of", "in", "on", "at", "by", "as", "if", "or", "and", "but",
+    "so", "because", "before", "after", "colleague", "friend", "teacher", "team", "customer",
+    "manual", "page", "book", "article", "meeting", "word", "idea", "thing", "part", "question",
+    "answer", "reason", "matter", "point", "kind", "sort", "way", "bit", "lot", "new", "good",
+    "bad", "better", "best", "nice", "important", "right", "wrong", "true", "short", "long",
+    "quick", "simple", "exactly", "actually", "again", "briefly", "quickly", "first", "last",
+    "next", "one", "two", "first", "me", "us", "them", "him", "her",
+)  # fmt: skip
+"""Words that say nothing of the subject."""
+SCATTERED_SHARE: Final = 0.14
+
+
+def scattered(rng: random.Random, subject: str) -> str:
+    """The subject among random fillers: no sentence, but what matters of many sentences."""
+    before = [rng.choice(FILLERS) for _ in range(rng.randint(0, 6))]
+    after = [rng.choice(FILLERS) for _ in range(rng.randint(0, 4))]
+    if before and rng.random() < 0.15:
+        before[rng.randrange(len(before))] += rng.choice((",", ".", ";", ":", "?"))
+    stop = rng.choice((";", ",", ".", ":")) if after and rng.random() < 0.25 else ""
+    return " ".join([*before, subject + stop, *after]) + rng.choice(("?", "?", "?", ".", ""))
+
+
 def question(rng: random.Random, topic: Topic) -> str:
     """One phrasing of a question about a topic, before noise."""
+    if rng.random() < SCATTERED_SHARE:
+        return scattered(rng, rng.choice([*topic.things, *topic.doings]))
     weights = (
         len(topic.things) and 3 + len(topic.things) ** 0.5,
         len(topic.doings) and 3 + len(topic.doings) ** 0.5,

@@ -332,7 +332,7 @@ RUNNING = (
     _topic(
         "tiny",
         "the model tiny",
-        "tiny is the built-in demonstration model: two million parameters, no download, no GPU. "
+        "tiny is the built-in demonstration model: 1.6 million parameters, no download, no GPU. "
         "It knows this server, can call tools, and little else.",
         "tiny | the tiny model | the model tiny | the built-in model | this model "
         "| the demonstration model | the demo model | tiny model | the default model",
@@ -611,13 +611,25 @@ INSIDE = (
     _topic(
         "admission",
         "admission",
-        "Admission lets a request in only if its KV cache fits, and holds that memory as a lease "
-        "until the request ends. Else the request waits in the queue.",
-        "admission | the admission guard | a lease | admission control | the queue | the lease "
-        "| --admission-mode | the waiting queue",
+        "Admission lets a request in only if its KV cache fits into memory beside the others. Else "
+        "the request waits in the queue.",
+        "admission | the admission guard | admission control | the queue | --admission-mode "
+        "| the waiting queue",
         "limit the queue | set the queue length",
         "What does admission do? | When is a request admitted? | How does the queue work? "
         "| Why does my request wait? | Why is my request in the queue? | How does admission work?",
+    ),
+    _topic(
+        "lease",
+        "KV leases",
+        "A KV lease is the KV cache memory that a request reserves before it starts. It is given "
+        "back when the request ends, however it ends.",
+        "a KV lease | the KV lease | KV leases | a lease | the lease | leases | KV reservation "
+        "| a kv lease | the leases | a reservation | active leases | the KV reservation",
+        "reserve KV cache | see the leases",
+        "What does KV lease mean? | When is a lease given back? | What does a lease hold? "
+        "| Why does a request need a lease? | Who holds a lease? | When does a lease end? "
+        "| How long does a lease last? | Is a lease ever lost? | How does a lease work?",
     ),
     _topic(
         "context",
@@ -693,7 +705,9 @@ ERRORS = (
         "429 means that the server is full: too many requests wait. Retry-After says after how "
         "many seconds to try again.",
         "429 | status 429 | error 429 | a 429 | HTTP 429 | the status 429 | Retry-After "
-        "| the Retry-After header | the error 429 | Too Many Requests",
+        "| the Retry-After header | the status code 429 "
+        "| status code 429 | 429 errors | the HTTP code 429 | a 429 error "
+        "| the error 429 | Too Many Requests",
         "avoid 429 | handle a 429 | deal with 429 | react to error 429",
         "What does 429 mean? | Why do I get 429? | Why did the server answer 429? "
         "| When does the server answer 429? | What should I do on 429? | What does Retry-After "
@@ -704,7 +718,9 @@ ERRORS = (
         "the status 503",
         "503 means that the server is not ready: the model still loads, or the worker restarts. "
         "/health says which.",
-        "503 | status 503 | error 503 | a 503 | HTTP 503 | the status 503 | the error 503 "
+        "503 | status 503 | error 503 | a 503 | HTTP 503 | the status 503 | the status code 503 "
+        "| status code 503 | 503 errors | the HTTP code 503 | a 503 error "
+        "| the error 503 "
         "| Service Unavailable",
         "avoid 503 | handle a 503 | deal with 503",
         "What does 503 mean? | Why do I get 503? | Why did the server answer 503? "
@@ -716,7 +732,9 @@ ERRORS = (
         "the status 401",
         "401 means that the API key is missing or wrong. Send it as Authorization: Bearer and the "
         "key.",
-        "401 | status 401 | error 401 | a 401 | HTTP 401 | the status 401 | the error 401 "
+        "401 | status 401 | error 401 | a 401 | HTTP 401 | the status 401 | the status code 401 "
+        "| status code 401 | 401 errors | the HTTP code 401 | a 401 error "
+        "| the error 401 "
         "| Unauthorized",
         "avoid 401 | handle a 401 | deal with 401 | fix error 401",
         "What does 401 mean? | Why do I get 401? | Why did the server answer 401? "
@@ -728,7 +746,9 @@ ERRORS = (
         "the status 400",
         "400 means that something in the request is wrong. The error names the parameter and says "
         "what is allowed.",
-        "400 | status 400 | error 400 | a 400 | HTTP 400 | the status 400 | the error 400 "
+        "400 | status 400 | error 400 | a 400 | HTTP 400 | the status 400 | the status code 400 "
+        "| status code 400 | 400 errors | the HTTP code 400 | a 400 error "
+        "| the error 400 "
         "| Bad Request",
         "avoid 400 | handle a 400 | deal with 400 | fix error 400",
         "What does 400 mean? | Why do I get 400? | Why did the server answer 400? "
@@ -740,7 +760,9 @@ ERRORS = (
         "the status 404",
         "404 means that there is no such path or no such model. GET /v1/models lists the names "
         "that requests may use.",
-        "404 | status 404 | error 404 | a 404 | HTTP 404 | the status 404 | the error 404 "
+        "404 | status 404 | error 404 | a 404 | HTTP 404 | the status 404 | the status code 404 "
+        "| status code 404 | 404 errors | the HTTP code 404 | a 404 error "
+        "| the error 404 "
         "| Not Found",
         "avoid 404 | handle a 404 | deal with 404 | fix error 404",
         "What does 404 mean? | Why do I get 404? | Why did the server answer 404? "

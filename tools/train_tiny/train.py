@@ -27,7 +27,8 @@ SAVE_EVERY: Final = 100
 class Recipe:
     """Everything that the weights follow from, beside the code and the versions of torch."""
 
-    steps: int = 2400
+    steps: int = 4600
+    decay: int = 2700
     rows: int = 10
     length: int = 384
     muon_lr: float = 0.02
@@ -62,7 +63,7 @@ def train(folder: Path, checkpoint: Path, recipe: Recipe, *, stop_at: int | None
     seen: list[tuple[float, float, int, int]] = []
     began_s = time.monotonic()
     for step, batch in enumerate(source, start=first):
-        share = rate(step, recipe.steps)
+        share = rate(step, recipe.steps, recipe.decay)
         for group in (g for s in steppers for g in s.param_groups):
             group["lr"] = group["initial_lr"] * share
         found = losses(model, batch)
@@ -73,7 +74,7 @@ def train(folder: Path, checkpoint: Path, recipe: Recipe, *, stop_at: int | None
             stepper.zero_grad(set_to_none=True)
         seen.append(
             (
-                float(found.cross_entropy),
+                float(found.cross_entropy.detach()),
                 float(found.correct),
                 int((batch.targets >= 0).sum()),
                 int((batch.segments >= 0).sum()),
@@ -136,12 +137,21 @@ def _save(path: Path, step: int, recipe: Recipe, model: Any, steppers: list[Any]
     partial.replace(path)
 
 
+def continues(made_with: dict[str, Any], step: int, recipe: Recipe) -> bool:
+    """Whether the recipe would have come to the same checkpoint. The number of steps, and of those
+    at the end in which the rate falls, play no part before that."""
+    level = min(int(made_with["steps"]) - int(made_with["decay"]), recipe.steps - recipe.decay)
+    if step <= level:
+        made_with = made_with | {"steps": recipe.steps, "decay": recipe.decay}
+    return made_with == asdict(recipe)
+
+
 def _resume(path: Path, recipe: Recipe, model: Any, steppers: list[Any]) -> int:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         return 0
     state = torch.load(path, weights_only=True)
-    if state["recipe"] != asdict(recipe):
+    if not continues(state["recipe"], int(state["step"]), recipe):
         raise SystemExit(
             f"{path} was made with another recipe ({json.dumps(state['recipe'])}): delete it, or "
             "give the same options"
