@@ -19,7 +19,7 @@ from gpt_oss_server.memory.architecture import ModelShape
 
 # The least that a prefill's first grant in a step buys, whatever the context: fewer tokens at once
 # would only read the cache more often.
-MIN_CHUNK_TOKENS = 16
+MIN_CHUNK_TOKENS = 32
 # Where transformers' configs say how many experts a layer has.
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
