@@ -7,7 +7,7 @@
 Results are written, dated, to `benchmarks/results/`. Exits 2 when a promise is broken; a smoke run
 is too short to judge goodput and memory by.
 
-Starts `gpt-oss-server serve` with the built-in model and a KV pool of 64 MiB. Prompts are random
+Starts `gpt-oss-server serve` with the built-in model and a KV pool of 192 MiB. Prompts are random
 text of 100 to 30,000 tokens (log-uniform), outputs 8 to 128 tokens, half of the bounds left open.
 Three phases, each to its last answer:
 
@@ -59,7 +59,7 @@ class Load:
     seconds: float = 300.0
     unloaded_seconds: float = 90.0
     warm_up_seconds: float = 10.0
-    kv_cache: str = "64MiB"
+    kv_cache: str = "192MiB"
     prompt_tokens: tuple[int, int] = (100, 30_000)
     output_tokens: tuple[int, int] = (8, 128)
     times_what_fits: int = 20
@@ -79,7 +79,7 @@ QUICK = Load(
     unloaded_seconds=10.0,
     warm_up_seconds=2.0,
     prompt_tokens=(50, 2000),
-    kv_cache="4MiB",
+    kv_cache="12MiB",
 )
 
 
@@ -280,7 +280,8 @@ class Storm:
 
 def measure(load: Load, seed: int, flags: Sequence[str], work: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "gpt_oss_server", "serve", "--port", "{port}"]
-    command += ["--threads", "1", "--kv-cache-memory", load.kv_cache, *flags]
+    command += ["--load-format", "random", "--threads", "1"]
+    command += ["--kv-cache-memory", load.kv_cache, *flags]
     log = work / "server.log"
     system = HttpSystem("ours", command, "tiny", log)
     say(f"up after {system.start():.1f} s")

@@ -143,7 +143,8 @@ class Player:
 
 def server(name: str, log: Path) -> HttpSystem:
     command = [sys.executable, "-m", "gpt_oss_server", "serve", "--port", "{port}"]
-    command += ["--threads", "1", "--api-key", SHORT_KEY, "--api-key", GIANT_KEY, *FLAGS[name]]
+    command += ["--load-format", "random", "--threads", "1"]
+    command += ["--api-key", SHORT_KEY, "--api-key", GIANT_KEY, *FLAGS[name]]
     return HttpSystem(name, command, "tiny", log)
 
 

@@ -22,15 +22,15 @@ curl -sS "${auth[@]}" "${json[@]}" "$url/tokenize" -d '{"prompt": "Hello, world!
 show "a chat (-i shows the request id and the route)"
 curl -sS -i "${auth[@]}" "${json[@]}" "$url/v1/chat/completions" -d '{
   "model": "'"$model"'",
-  "messages": [{"role": "user", "content": "Say hello."}],
-  "max_tokens": 16
+  "messages": [{"role": "user", "content": "What does 429 mean?"}],
+  "max_tokens": 64
 }'
 
 show "the same, streamed"
 curl -sS -N "${auth[@]}" "${json[@]}" "$url/v1/chat/completions" -d '{
   "model": "'"$model"'",
-  "messages": [{"role": "user", "content": "Say hello."}],
-  "max_tokens": 16,
+  "messages": [{"role": "user", "content": "What does 429 mean?"}],
+  "max_tokens": 64,
   "stream": true,
   "stream_options": {"include_usage": true}
 }'
@@ -38,7 +38,7 @@ curl -sS -N "${auth[@]}" "${json[@]}" "$url/v1/chat/completions" -d '{
 show "a mistake is named"
 curl -sS "${auth[@]}" "${json[@]}" "$url/v1/chat/completions" -d '{
   "model": "'"$model"'",
-  "messages": [{"role": "user", "content": "Say hello."}],
+  "messages": [{"role": "user", "content": "What does 429 mean?"}],
   "temperature": 3
 }'
 echo

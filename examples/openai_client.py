@@ -21,8 +21,8 @@ def main() -> None:
     answer = client.chat.completions.create(
         model=model,
         messages=[
-            {"role": "system", "content": "You answer in one sentence."},
-            {"role": "user", "content": "Why is the sky blue?"},
+            {"role": "system", "content": "Answer in one short sentence."},
+            {"role": "user", "content": "Which GPU mode should I use?"},
         ],
         max_tokens=64,
         temperature=0,

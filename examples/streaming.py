@@ -1,6 +1,6 @@
 """A streamed chat, token by token, with the time to the first token and the usage at the end.
 
-    python examples/streaming.py "Tell me a story."
+    python examples/streaming.py "What is a KV lease?"
 
 `OPENAI_BASE_URL`, `OPENAI_API_KEY` and `MODEL` as in openai_client.py.
 Needs `pip install openai` and a running server.
@@ -19,7 +19,7 @@ def main() -> None:
         api_key=os.environ.get("OPENAI_API_KEY", "none"),
     )
     model = os.environ.get("MODEL") or client.models.list().data[0].id
-    question = sys.argv[1] if len(sys.argv) > 1 else "Count to ten."
+    question = sys.argv[1] if len(sys.argv) > 1 else "Count to 10."
 
     started = time.perf_counter()
     first_token_s = None

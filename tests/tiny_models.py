@@ -53,6 +53,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "llama": GROUPED,
     "qwen3": {**GROUPED, "head_dim": 16},
+    "qwen3_moe": {
+        **GROUPED,
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
     "mistral": {**GROUPED, "sliding_window": 24},
     "gemma2": {**GROUPED, **GEMMA},
     "gemma3_text": {**GROUPED, **GEMMA},

@@ -32,7 +32,7 @@ from gpt_oss_server.api.services import Limits, ServedModel, Services
 from gpt_oss_server.api.stats import Statistics
 from gpt_oss_server.config import Settings
 from gpt_oss_server.engine.spec import EngineSpec
-from gpt_oss_server.errors import StartupError
+from gpt_oss_server.errors import ConfigError, StartupError
 from gpt_oss_server.events import Event
 from gpt_oss_server.gpus import count_gpus
 from gpt_oss_server.heap import settle_heap
@@ -40,9 +40,14 @@ from gpt_oss_server.http_protocol import ConnectionLimits
 from gpt_oss_server.hub import ModelName, ResolvedModel, check_local, identify, resolve_model
 from gpt_oss_server.lifecycle import App, HttpServer, StopSignals, drain, in_daemon_thread
 from gpt_oss_server.listener import listen, url_of
+from gpt_oss_server.model_defaults import (
+    generation_config,
+    recommended_output_tokens,
+    recommended_sampling,
+)
 from gpt_oss_server.nccl import NcclSettings, nccl_environment
 from gpt_oss_server.open_files import connection_bound, raise_open_file_limit
-from gpt_oss_server.parts import Instruments, build_desk, check_desk_settings
+from gpt_oss_server.parts import Instruments, build_advisor, build_desk, check_desk_settings
 from gpt_oss_server.paths import check_appendable
 from gpt_oss_server.pending import PendingChatFormat, PendingEngine
 from gpt_oss_server.ports import ChatFormat, Engine, GpuProbe
@@ -148,6 +153,7 @@ class _Server:
         self._engine: Engine | None = None
         self._instruments: Instruments | None = None
         self._gpus = parts.count_gpus()
+        self._spread = spread_of(settings, self._gpus)
         self._nccl: NcclSettings | None = None
         self._text_pool = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
         self._bulk_pool = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="bulk")
@@ -198,14 +204,15 @@ class _Server:
         model = await in_daemon_thread(partial(self._parts.resolve_model, self._settings))
         self.prepared = True
         # Before the worker exists, and so before any communicator does.
-        self._nccl = nccl_environment(self._gpus, self._settings.gpu_mode, os.environ)
+        ranks = 1 if self._settings.device == "cpu" else self._spread
+        self._nccl = nccl_environment(ranks, self._settings.gpu_mode, os.environ)
         self._nccl.apply(os.environ)
         self._engine = engine = self._parts.make_engine(
-            engine_spec(self._settings, model), self._telemetry.journal.emit
+            engine_spec(self._settings, model, self._spread), self._telemetry.journal.emit
         )
         # The fake engine of tests has no process.
         self._instruments = instruments = Instruments(
-            self._settings, lambda: getattr(engine, "worker_pid", None), self._parts.probe
+            self._settings, lambda: getattr(engine, "pids", ()), self._parts.probe
         )
         parts = (
             asyncio.create_task(engine.start()),
@@ -232,7 +239,9 @@ class _Server:
         journal = self._telemetry.journal
         desk = build_desk(self._settings, engine, instruments, self._gpus, journal)
         services = self._services(engine, chat_format)
-        statistics = Statistics(desk, engine, self._nccl, instruments.probe_view)
+        recommended = generation_config(model.folder)
+        advisor = build_advisor(self._settings, model.folder, engine, desk)
+        statistics = Statistics(desk, engine, self._nccl, instruments.probe_view, advisor)
         observing = self._telemetry.endpoints(engine, desk, instruments, statistics, self._nccl)
         http.app = build_app(
             replace(
@@ -241,8 +250,11 @@ class _Server:
                 limits=replace(
                     services.limits,
                     default_max_tokens=self._settings.default_max_tokens
-                    or default_output_tokens(model.folder),
+                    or recommended_output_tokens(recommended),
                 ),
+                sampling_defaults=recommended_sampling(recommended)
+                if self._settings.sampling_defaults == "model"
+                else services.sampling_defaults,
                 extra_endpoints=(*statistics.endpoints(), *observing),
             )
         )
@@ -285,14 +297,20 @@ class _Server:
         _say(f"loading; {reachable}/health says when it is ready")
 
 
-def engine_spec(settings: Settings, model: ResolvedModel) -> EngineSpec:
+def spread_of(settings: Settings, machine_gpus: int) -> int:
+    """Over how many GPUs (or processes on a CPU) the model is spread."""
+    if settings.gpu_mode == "single":
+        return 1
+    return max(1, settings.gpus or machine_gpus)
+
+
+def engine_spec(settings: Settings, model: ResolvedModel, gpus: int = 1) -> EngineSpec:
     """What the worker must know, out of all settings."""
-    bare = model.builtin and not any(model.folder.glob("*.safetensors"))
     return EngineSpec(
         folder=str(model.folder),
         device=settings.device,
         dtype=settings.dtype,
-        load_format="random" if bare else settings.load_format,
+        load_format=settings.load_format,
         weights_seed=settings.weights_seed,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -308,7 +326,37 @@ def engine_spec(settings: Settings, model: ResolvedModel) -> EngineSpec:
         threads=settings.threads,
         hang_after_s=settings.engine_timeout_s,
         show_progress=sys.stderr.isatty(),
+        gpu_mode=settings.gpu_mode,
+        gpus=gpus,
+        max_memory=memory_limits(settings.max_memory),
+        device_map=read_device_map(settings.device_map),
+        offload=settings.offload,
+        micro_batches=settings.micro_batches,
+        rank_timeout_s=settings.rank_timeout_s,
     )
+
+
+def memory_limits(text: str | None) -> dict[str, str] | None:
+    """`0=20GiB,cpu=64GiB` by device."""
+    if text is None:
+        return None
+    pairs = (pair.partition("=") for pair in text.split(","))
+    return {device: size for device, _, size in pairs}
+
+
+def read_device_map(file: str | None) -> dict[str, str] | None:
+    """Modules and their devices. Raises ConfigError for a file that has something else."""
+    if file is None:
+        return None
+    try:
+        found = msgspec.json.decode(Path(file).read_bytes(), type=dict[str, str | int])
+    except OSError as error:
+        raise ConfigError(f"device_map: {file} cannot be read: {error.strerror}") from None
+    except msgspec.DecodeError:
+        raise ConfigError(
+            f"device_map: {file} must be a JSON object of modules and devices"
+        ) from None
+    return {module: str(device) for module, device in found.items()}
 
 
 def key_priorities(settings: Settings) -> tuple[int, ...]:
@@ -326,16 +374,6 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
     )
 
 
-def default_output_tokens(folder: Path) -> int | None:
-    """The output bound that the model's own generation config gives to requests without one."""
-    try:
-        config = msgspec.json.decode((folder / "generation_config.json").read_bytes())
-    except (OSError, msgspec.DecodeError):
-        return None
-    bound = config.get("max_new_tokens") if isinstance(config, dict) else None
-    return bound if isinstance(bound, int) and bound > 0 else None
-
-
 def _say(line: str) -> None:
     """For whoever started the server; it goes on if nobody reads it any more."""
     try:
@@ -346,16 +384,15 @@ def _say(line: str) -> None:
 
 
 def _check_gpus(settings: Settings, count: Callable[[], int]) -> None:
-    """Refuse a mode that this machine, or this version, cannot run."""
-    if settings.gpu_mode == "single":
+    """Refuse a mode that this machine cannot run."""
+    if settings.gpu_mode == "single" or settings.device == "cpu":
         return
     present = count()
-    wanted = max(2, settings.gpus or 2)
+    # One is enough where what it has no room for may go elsewhere.
+    spare = settings.gpu_mode == "auto" and settings.offload != "none"
+    wanted = max(1 if spare else 2, settings.gpus or 1)
     if present < wanted:
         raise StartupError(
             f"gpu-mode {settings.gpu_mode} needs at least {wanted} GPUs; this machine has "
             f"{present}: use --gpu-mode single"
         )
-    raise StartupError(
-        f"gpu-mode {settings.gpu_mode} is not available in this version: use --gpu-mode single"
-    )

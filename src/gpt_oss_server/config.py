@@ -102,15 +102,7 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
             f"{origins['max_batch_tokens']}: {settings.max_batch_tokens} is less than "
             f"max_num_seqs ({settings.max_num_seqs}): each running sequence needs a token per step"
         )
-    if settings.gpus is not None and settings.gpu_mode == "single" and settings.gpus > 1:
-        raise ConfigError(
-            f"{origins['gpus']}: {settings.gpus} GPUs need gpu_mode auto, tensor or pipeline, "
-            "not single"
-        )
-    if settings.gpu_mode != "single" and settings.device == "cpu":
-        raise ConfigError(
-            f"{origins['device']}: gpu_mode {settings.gpu_mode} needs GPUs, device is cpu"
-        )
+    _check_gpus(settings, origins)
     priorities, keys = settings.key_priorities, len(settings.api_key)
     if priorities is not None and len(priorities.split(",")) != keys:
         raise ConfigError(
@@ -122,6 +114,27 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
         raise ConfigError(
             f"{origins['default_max_tokens']}: must be below max_model_len ({limit}), got {default}"
         )
+
+
+def _check_gpus(settings: Settings, origins: Mapping[str, str]) -> None:
+    mode, gpus = settings.gpu_mode, settings.gpus
+    if gpus is not None and mode == "single" and gpus > 1:
+        raise ConfigError(
+            f"{origins['gpus']}: {gpus} GPUs need gpu_mode auto, tensor or pipeline, not single"
+        )
+    if gpus is not None and mode in ("tensor", "pipeline") and gpus < 2:
+        raise ConfigError(f"{origins['gpus']}: gpu_mode {mode} needs at least 2, got {gpus}")
+    if settings.device == "cpu" and mode in ("tensor", "pipeline") and gpus is None:
+        raise ConfigError(
+            f"{origins['device']}: gpu_mode {mode} on a CPU needs gpus: over how many processes"
+        )
+    if settings.micro_batches is not None and mode != "pipeline":
+        raise ConfigError(
+            f"{origins['micro_batches']}: only gpu_mode pipeline has micro-batches, not {mode}"
+        )
+    for name in ("max_memory", "device_map", "offload"):
+        if name in origins and mode != "auto":
+            raise ConfigError(f"{origins[name]}: is for gpu_mode auto, not {mode}")
 
 
 def _suggest(name: str, known: Mapping[str, object]) -> str:

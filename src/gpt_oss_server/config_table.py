@@ -52,6 +52,7 @@ _GROUPS = (
 )
 _MODEL, _ADDRESS, _LIMITS, _MEMORY, _ROUTING, _ADMISSION, _RESPONSES, *_REST = _GROUPS
 _GPUS, _OBSERVE, _OPERATION = _REST
+_LIMIT = r"(cpu|disk|[0-9]+)=[0-9.]+[KMG]i?B"
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,13 @@ class Settings:
         _LIMITS,
         "output tokens of a chat request that sets no bound",
         auto="what the context leaves",
+    )
+    sampling_defaults: Literal["model", "openai"] = _setting(
+        "model",
+        Choice(("model", "openai")),
+        _LIMITS,
+        "temperature, top_p and the like of a request that sets none: what the model's "
+        "generation_config.json recommends, or OpenAI's (1 and 1)",
     )
     max_queue: int = _setting(
         256, Integer(0), _LIMITS, "requests that may wait; one more is answered 429"
@@ -290,13 +298,46 @@ class Settings:
         "how the model is laid over GPUs",
     )
     gpus: int | None = _setting(
-        None, Integer(1, 1024), _GPUS, "GPUs to use with a mode other than single", auto="all"
+        None,
+        Integer(1, 1024),
+        _GPUS,
+        "GPUs to use with a mode other than single; with device cpu: processes",
+        auto="all",
+    )
+    micro_batches: int | None = _setting(
+        None, Integer(1, 64), _GPUS, "with pipeline: steps in flight at once", auto="one per stage"
+    )
+    rank_timeout_s: float = _setting(
+        8.0,
+        Number(1, 3600),
+        _GPUS,
+        "when no process of a model over several makes progress for so long, all are restarted",
+    )
+    max_memory: str | None = _setting(
+        None,
+        Text("device=size pairs, as in 0=20GiB,cpu=64GiB", rf"{_LIMIT}(,{_LIMIT})*"),
+        _GPUS,
+        "with auto: the most that each device may take of the weights",
+        auto="what is free",
+    )
+    device_map: str | None = _setting(
+        None,
+        Text(),
+        _GPUS,
+        "with auto: JSON file of modules and their devices, which is followed to the letter",
+        auto="computed",
+    )
+    offload: Literal["none", "cpu", "disk"] = _setting(
+        "none",
+        Choice(("none", "cpu", "disk")),
+        _GPUS,
+        "with auto: where weights may go that no GPU has room for; each step then copies them",
     )
     device: str = _setting(
         "auto",
         Text("auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:[0-9]{1,3})?"),
         _GPUS,
-        "where a single-GPU model runs; auto: CUDA where there is one",
+        "where the model runs, or the first of its GPUs; auto: CUDA where there is one",
     )
     attention_backend: str = _setting(
         "auto", Choice(("auto", "tiled", "reference")), _GPUS, "attention implementation"
@@ -341,7 +382,8 @@ class Settings:
         0,
         Integer(0, 1024),
         _OPERATION,
-        "CPU threads of the engine; 0: one less than there are cores",
+        "CPU threads of the engine, of each of its processes with tensor and pipeline; 0: one "
+        "less than there are cores, or an even share of them",
     )
     engine_timeout_s: float = _setting(
         120.0,

@@ -101,7 +101,9 @@ class Overloaded(ServerError):
 
 
 class NotReady(ServerError):
-    pass
+    """`reason` is as of `Overloaded`, for a request that waited for the engine to come back."""
+
+    reason: Literal["full", "shed", "deadline"] = "full"
 
 
 class EngineFailed(ServerError):

@@ -219,8 +219,9 @@ class TurnedAway(msgspec.Struct, frozen=True, kw_only=True):
     """A request that was decided upon and never ran.
 
     - `full`: no place in the queue; `shed`: its place went to another; `deadline`: waited too
-      long. Answered 429, with `retry_after_s`.
-    - `never_fits`: larger than the whole pool (400).
+      long. Answered 429, or 503 while the engine is being restarted; with `retry_after_s`.
+    - `never_fits`: larger than the whole pool, or, of one that waited, than what a restarted
+      engine has left (400).
     - `cancelled`: its client left while it waited.
     """
 

@@ -47,7 +47,8 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class GpuView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One GPU as last seen. `others_bytes` and `utilization_percent` come from a probe.
+    """One GPU as last seen. `others_bytes` and `utilization_percent` come from a probe; weights,
+    activations and KV (`kv_pool_bytes`, of which `kv_in_use_bytes`) are of all ranks there.
 
     `measured_at_s` is when the probe last answered; None when it never did. `in_use` is False
     for a GPU of the machine that no replica runs on.
@@ -60,6 +61,7 @@ class GpuView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     weights_bytes: int = 0
     activations_peak_bytes: int = 0
     kv_in_use_bytes: int = 0
+    kv_pool_bytes: int = 0
     utilization_percent: float | None = None
     in_use: bool = True
 

@@ -123,7 +123,7 @@ def _local_folder(name: str) -> Path | None:
 
 def _packaged_folder() -> Path:
     folder = Path(str(importlib.resources.files("gpt_oss_server"))) / "models" / BUILTIN
-    if not (folder / "config.json").is_file():
+    if not all((folder / file).is_file() for file in ("config.json", "model.safetensors")):
         raise StartupError(
             f"the built-in model is missing from this installation ({folder}): install again"
         )

@@ -17,6 +17,7 @@ from gpt_oss_server.admission.sessions import SessionConfig, SessionTable
 from gpt_oss_server.config import Settings
 from gpt_oss_server.dispatch.desk import Desk
 from gpt_oss_server.dispatch.fleet import LocalFleet
+from gpt_oss_server.doctor.running import Advisor, Seen
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.ports import Engine, GpuProbe
 from gpt_oss_server.routing.config import RoutingConfig
@@ -62,7 +63,7 @@ class Instruments:
     def __init__(
         self,
         settings: Settings,
-        worker_pid: Callable[[], int | None],
+        engine_pids: Callable[[], Sequence[int]],
         probe: GpuProbe | None = None,
     ) -> None:
         """`probe` takes the place of the one that fits the engine's device.
@@ -71,7 +72,7 @@ class Instruments:
         """
         self._settings = settings
         self._probe = probe
-        self._worker_pid = worker_pid
+        self._engine_pids = engine_pids
         self._polling: PollingProbe | None = None
         self._decisions: LineWriter[DecisionRecord] | None = None
         if settings.decision_log is not None:
@@ -112,8 +113,7 @@ class Instruments:
             self._decisions.close()
 
     def _pids(self) -> Sequence[int]:
-        worker = self._worker_pid()
-        return [os.getpid()] if worker is None else [os.getpid(), worker]
+        return [os.getpid(), *self._engine_pids()]
 
 
 def build_desk(
@@ -148,3 +148,20 @@ def build_desk(
         on_decision=instruments.record,
         journal=journal,
     )
+
+
+def build_advisor(settings: Settings, folder: Path, engine: Engine, desk: Desk) -> Advisor:
+    """What advises which GPU mode suits the model in `folder` and what this server has seen."""
+
+    def see() -> Seen:
+        return Seen(
+            info=engine.info(),
+            stats=engine.stats(),
+            readings=tuple(gpu.reading for gpu in desk.fleet.readings()),
+            gpu_mode=settings.gpu_mode,
+            machine_gpus=desk.fleet.machine_gpus,
+            request_tokens=desk.lengths.quantile(0.5),
+            longest_tokens=desk.lengths.quantile(1.0),
+        )
+
+    return Advisor(folder, settings, see)

@@ -58,7 +58,7 @@ class Meter:
     Attributes:
         in_flight: requests that have begun and not ended.
         waiting: of these, the ones that wait for a place, by priority.
-        prompt_tokens: of requests that reached their first token; `cached_tokens` of these.
+        prompt_tokens: of prompts that reached their first token; `cached_tokens` of these.
         output_tokens: produced so far.
         gap_counts, gap_total_s: as in `TokenGaps`.
     """
@@ -201,8 +201,8 @@ class Trail:
     def saw(self, index: int, delta: TokenDelta) -> None:
         """Tokens of one choice have come from the engine."""
         tokens = len(delta.token_ids)
-        if delta.cached_tokens is not None:
-            self._cached(index, delta.cached_tokens)
+        if delta.cached_tokens is not None and self._leads(index):
+            self.cached_tokens = (self.cached_tokens or 0) + delta.cached_tokens
         if not tokens:
             return
         now_s = self._clock()
@@ -214,7 +214,7 @@ class Trail:
         if last_s is None:
             if self.first_token_s is None:
                 self.first_token_s = now_s
-                meter.prompt_tokens += self.input_tokens or 0
+            self._prompt_read(index, delta.cached_tokens or 0)
             return
         waited_s = now_s - last_s
         counts = self._gap_counts
@@ -270,12 +270,18 @@ class Trail:
             finish_reasons=tuple([c.finish for c in choices if c.finish is not None]),
         )
 
-    def _cached(self, index: int, tokens: int) -> None:
-        """What the prefix cache gave to one choice: samples of one prompt count it once."""
-        earlier = self.jobs[:index]
-        if index == 0 or all(job.prompt is not self.jobs[index].prompt for job in earlier):
-            self.cached_tokens = (self.cached_tokens or 0) + tokens
-            self._meter.cached_tokens += tokens
+    def _prompt_read(self, index: int, cached_tokens: int) -> None:
+        """The first token of a choice is here. Its prompt and what of it was cached count at one
+        moment: told apart, the rest (a counter) would go down where a later prompt of the same
+        request was cached, and Prometheus takes that for a new start."""
+        if index < len(self.jobs) and self._leads(index):
+            self._meter.prompt_tokens += len(self.jobs[index].prompt)
+            self._meter.cached_tokens += cached_tokens
+
+    def _leads(self, index: int) -> bool:
+        """Whether a choice is the first of its prompt: samples of one prompt count it once."""
+        jobs = self.jobs
+        return index == 0 or all(job.prompt is not jobs[index].prompt for job in jobs[:index])
 
 
 class Journal:

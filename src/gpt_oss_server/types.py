@@ -156,8 +156,28 @@ class KvGroupInfo(msgspec.Struct, frozen=True):
     block_bytes: int
 
 
+class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process or device of an engine holds: the layers `first_layer ..` of them, with
+    their weights and their part of the KV pools. `block_bytes` are what a block takes here, in the
+    order of the engine's `kv_groups` (empty: all of it). `pid` is None where it is not a process of
+    its own."""
+
+    rank: int
+    device: str
+    pid: int | None = None
+    stage: int = 0
+    tp_rank: int = 0
+    first_layer: int = 0
+    layers: int
+    weights_bytes: int
+    kv_bytes: int
+    block_bytes: tuple[int, ...] = ()
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a started engine is. `max_model_len` counts prompt and output together."""
+    """What a started engine is. `max_model_len` counts prompt and output together. Bytes of
+    weights, and of a block in each pool, are sums over the ranks; `activations_peak_bytes` is each
+    rank's. `micro_batches` steps may be in flight, `max_batch_tokens` is for all of them."""
 
     vocab_size: int
     max_model_len: int
@@ -172,6 +192,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int
     activations_peak_bytes: int = 0
     attention_backend: str
+    ranks: tuple[RankInfo, ...] = ()
+    micro_batches: int = 1
 
 
 StepKind = Literal["prefill", "decode", "mixed"]

@@ -57,7 +57,7 @@ def bundle_server(
     with ExitStack() as stack:
         logs = stack.enter_context(log_output(log, "json", level))
         telemetry = stack.enter_context(closing(Telemetry(settings, identify("tiny"), logs)))
-        instruments = stack.enter_context(closing(Instruments(settings, lambda: None)))
+        instruments = stack.enter_context(closing(Instruments(settings, lambda: ())))
         instruments.begin(engine.info())
         desk = build_desk(settings, engine, instruments, 0, telemetry.journal)
         nccl = nccl_environment(4, "tensor", environ or {})

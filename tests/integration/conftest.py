@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from byte_format import ByteFormat
 from live_server import MODEL, LiveServer, Serve
+from tools.browser import Chromium, chromium, program
 
 from gpt_oss_server.api.services import ServedModel, Services
 from gpt_oss_server.engine.fake import FakeEngine
@@ -53,3 +54,19 @@ def serve() -> Iterator[Serve]:
         finally:
             for live in running:
                 live.__exit__()
+
+
+@pytest.fixture(scope="session")
+def one_chromium() -> Iterator[Chromium]:
+    """Started once for all tests."""
+    if program() is None:
+        pytest.skip("needs Chromium (Debian package `chromium`)")
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def browser(one_chromium: Chromium) -> Iterator[Chromium]:
+    """Chromium; every page that it opens has a profile of its own, and is closed at the end."""
+    yield one_chromium
+    one_chromium.close_pages()

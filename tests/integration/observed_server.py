@@ -80,7 +80,7 @@ def observed_server(
     with log.open("ab", buffering=0) as file, ThreadPoolExecutor(2) as pool:
         writer = LogWriter(file.fileno())
         telemetry = Telemetry(settings, ModelName(MODEL, MODEL), writer)
-        instruments = Instruments(settings, lambda: None)
+        instruments = Instruments(settings, lambda: ())
         desk = build_desk(settings, engine, instruments, 0, telemetry.journal)
         live = ObservedServer(
             engine,

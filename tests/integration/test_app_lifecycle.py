@@ -142,8 +142,8 @@ def test_http_answers_while_the_model_loads(
         ),
         (
             "two-gpus",
-            ("--gpu-mode", "auto"),
-            "gpu-mode auto is not available in this version: use --gpu-mode single",
+            ("--gpu-mode", "auto", "--gpus", "3"),
+            "gpu-mode auto needs at least 3 GPUs; this machine has 2: use --gpu-mode single",
         ),
     ],
 )

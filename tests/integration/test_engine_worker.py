@@ -121,10 +121,10 @@ def test_concurrent_equals_alone(shared: Shared) -> None:
     async def test(client: EngineClient) -> None:
         assert client.state().ready
         info = client.info()
-        assert (info.vocab_size, info.max_model_len) == (1024, 131_072)
+        assert (info.vocab_size, info.max_model_len) == (2048, 131_072)
         assert [(group.name, group.window) for group in info.kv_groups] == [
             ("full", None),
-            ("sliding", 16),
+            ("sliding", 64),
         ]
         before = client.stats().jobs_finished
         together = await asyncio.gather(*(collect(client, one) for one in some_jobs()))
@@ -231,9 +231,11 @@ def test_a_worker_that_cannot_come_back_is_tried_again(shared: Shared) -> None:
     ids=["no folder", "no weights", "no backend", "no memory"],
 )
 def test_a_worker_that_cannot_start(
-    changes: dict[str, Any], message: str, exit_status: int
+    changes: dict[str, Any], message: str, exit_status: int, tmp_path: Path
 ) -> None:
     """`start` raises one clear line, and leaves no process behind."""
+    shutil.copy(TINY / "config.json", tmp_path)
+    changes = {"folder": str(tmp_path)} | changes
 
     async def main() -> None:
         client = EngineClient(tiny_spec(**changes))

@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from byte_format import END, ids_of
+from harmony_server import final, harmony_server
 from live_server import LiveServer, Serve
 
 from gpt_oss_server.api.auth import KeyRing
 from gpt_oss_server.api.exchange import Exchange
+from gpt_oss_server.api.sampling import SamplingDefaults
 from gpt_oss_server.api.services import Access, Endpoint, Limits, Services
 from gpt_oss_server.dispatch.desk import Call, Lease
 from gpt_oss_server.engine.fake import Script
@@ -196,6 +198,24 @@ def test_tokenize_and_back(serve: Serve) -> None:
     assert error_of(outside)["param"] == "tokens[1]"
     both = live.http.post("/tokenize", json={"prompt": "x", "messages": HELLO["messages"]})
     assert error_of(both)["param"] == "prompt"
+
+
+def test_tokenize_shows_tools_as_the_chat_endpoint_does(serve: Serve) -> None:
+    """The ids of a conversation with tools are as many as a chat's prompt has; tools that are
+    wrong, or beside a plain text, are refused by name."""
+    tool = {"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}
+    body = {"messages": HELLO["messages"], "tools": [tool]}
+    live = harmony_server(serve, final("yes"))
+    counted = live.http.post("/tokenize", json=body).json()["count"]
+    bare = live.http.post("/tokenize", json={"messages": HELLO["messages"]}).json()["count"]
+    chat = live.http.post("/v1/chat/completions", json={"model": "tiny", **body}).json()
+    assert bare < counted == chat["usage"]["prompt_tokens"]
+    for wrong, param in (
+        ({"prompt": "x", "tools": [tool]}, "tools"),
+        ({**body, "tools": [tool, tool]}, "tools[1].function.name"),
+    ):
+        answer = live.http.post("/tokenize", json=wrong)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 def test_body_too_large_by_announcement(serve: Serve) -> None:
@@ -398,3 +418,22 @@ def test_server_s_own_bound_on_open_answers(serve: Serve) -> None:
     asked = live.http.post(CHAT, json={**HELLO, "max_tokens": 7}).json()
     assert asked["usage"]["completion_tokens"] == 7
     assert [job.max_tokens_explicit for job in live.engine.jobs] == [False, True]
+
+
+def test_the_models_defaults_hold_on_every_endpoint(serve: Serve) -> None:
+    """A request that leaves the temperature open gets the model's, and a response says so."""
+    live = harmony_server(
+        serve, final("yes"), services={"sampling_defaults": SamplingDefaults(0.25, 0.5)}
+    )
+    plain = {"model": "tiny", "input": "x"}
+    answers = [
+        live.http.post(CHAT, json=HELLO),
+        live.http.post("/v1/completions", json={"model": "tiny", "prompt": "x"}),
+        live.http.post("/v1/responses", json=plain),
+        live.http.post("/v1/responses", json={**plain, "temperature": 1.5}),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    jobs = [(job.sampling.temperature, job.sampling.top_p) for job in live.engine.jobs]
+    assert jobs == [(0.25, 0.5)] * 3 + [(1.5, 0.5)]
+    told = [(a.json()["temperature"], a.json()["top_p"]) for a in answers[2:]]
+    assert told == [(0.25, 0.5), (1.5, 0.5)]

@@ -70,7 +70,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str,
                         ask(http, f"hello {number}", 8, {})
                     trace = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
                     headers = {"x-request-id": REQUEST_ID, "traceparent": trace}
-                    ask(http, "word " * 5000, 32, headers)
+                    ask(http, "word " * 10_000, 32, headers)
                 api.until(f'sum(gpt_oss_requests_total{{outcome="ok"}}) == {OTHERS + 1}')
                 yield folder, address, api.url
         finally:

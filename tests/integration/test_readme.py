@@ -59,20 +59,24 @@ def run(command: list[str], **environment: str) -> str:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
 def test_the_curl_example(address: str) -> None:
-    """The printed curl command gets a chat completion from the built-in model."""
+    """The printed curl command gets a sensible answer from the built-in model."""
     command = example("bash", "curl").replace(PRINTED_ADDRESS, address)
     answer = json.loads(run(["bash", "-euc", command]))
     assert answer["object"] == "chat.completion"
     assert answer["model"] == "tiny"
-    assert 1 <= answer["usage"]["completion_tokens"] <= 32
-    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"].startswith("route4 is the name of the multi-GPU route.")
+    assert choice["message"]["reasoning_content"] == "The user asks about route4."
 
 
 def test_the_client_example(address: str) -> None:
-    """The printed program streams with OpenAI's own client to the end, without an error."""
+    """The printed program streams a sensible answer with OpenAI's own client, to its end."""
     program = example("python", "OpenAI").replace(PRINTED_ADDRESS, address)
     program += "\nprint(f'\\n{chunk.choices[0].finish_reason}')\n"
-    assert run([sys.executable, "-c", program]).rstrip().endswith(("stop", "length"))
+    said = run([sys.executable, "-c", program])
+    assert said.startswith("Open /stats. total_requests is the sum of single_gpu_requests and")
+    assert said.endswith("\nstop\n")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

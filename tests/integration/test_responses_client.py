@@ -403,3 +403,48 @@ def test_headers(serve: Serve) -> None:
     answer = live.http.post("/v1/responses", json={"model": MODEL, "input": "x"})
     assert answer.headers["x-route"] == "single_gpu"
     assert answer.headers["x-request-id"]
+
+
+def test_input_tokens_are_those_of_the_response(serve: Serve) -> None:
+    """Counting a prompt beforehand gives what its response then reports, whatever it is made of."""
+    live = harmony_server(serve, final("yes"))
+    client = live.openai().responses
+    asked: list[dict[str, Any]] = [
+        {"input": "hello"},
+        {"input": [{"role": "user", "content": "hello"}], "instructions": "Be brief."},
+        {"input": "hello", "reasoning": {"effort": "high"}, "tools": [WEATHER]},
+        {"input": "hello", "tools": [WEATHER], "tool_choice": "none"},
+    ]
+    counts = []
+    for fields in asked:
+        counted = client.input_tokens.count(model=MODEL, **fields)
+        assert counted.object == "response.input_tokens"
+        usage = create(live, **fields).usage
+        assert usage is not None
+        assert counted.input_tokens == usage.input_tokens
+        counts.append(counted.input_tokens)
+    assert len(set(counts)) == 3
+    assert counts[0] == counts[3] < counts[1] < counts[2]
+    assert client.input_tokens.count(input="hello").input_tokens == counts[0]
+
+
+def test_input_tokens_of_what_can_not_run(serve: Serve) -> None:
+    """A conversation over the context is counted all the same; what is not part of a prompt, a
+    conversation that is gone, and what a response would refuse are errors that name it."""
+    live = harmony_server(serve, final("yes"))
+    count = live.openai().responses.input_tokens.count
+    context = live.http.post("/tokenize", json={"prompt": "x"}).json()["max_model_len"]
+    assert count(model=MODEL, input="hello " * context).input_tokens > context
+    for field in ("temperature", "store", "stream", "max_output_tokens"):
+        answer = live.http.post(
+            "/v1/responses/input_tokens", json={"model": MODEL, "input": "x", field: 1}
+        )
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    with pytest.raises(openai.BadRequestError) as refused:
+        count(model=MODEL, input="x", personality="friendly")
+    assert refused.value.param == "personality"
+    with pytest.raises(openai.BadRequestError) as gone:
+        count(model=MODEL, input="x", previous_response_id="resp_gone")
+    assert gone.value.param == "previous_response_id"
+    with pytest.raises(openai.NotFoundError):
+        count(model="other", input="x")

@@ -11,10 +11,10 @@ import pytest
 from gpt_oss_server import app
 from gpt_oss_server.api.app import build_app
 from gpt_oss_server.api.services import Services
-from gpt_oss_server.app import engine_spec
+from gpt_oss_server.app import engine_spec, spread_of
 from gpt_oss_server.config import Settings, load
 from gpt_oss_server.engine.spec import EngineSpec
-from gpt_oss_server.errors import StartupError
+from gpt_oss_server.errors import ConfigError, StartupError
 from gpt_oss_server.hub import ResolvedModel
 
 FLAGS: dict[str, object] = {
@@ -35,6 +35,9 @@ FLAGS: dict[str, object] = {
     "attention_backend": "reference",
     "threads": "3",
     "engine_timeout_s": "9",
+    "gpu_mode": "pipeline",
+    "micro_batches": "4",
+    "rank_timeout_s": "5",
 }
 
 
@@ -47,7 +50,7 @@ def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_engine_setting_reaches_the_worker(tmp_path: Path) -> None:
     """Each setting of the engine arrives in the specification under its own name and unit."""
     model = ResolvedModel("org/model", "model", folder=tmp_path)
-    assert engine_spec(load(FLAGS, {}), model) == EngineSpec(
+    assert engine_spec(load(FLAGS, {}), model, 3) == EngineSpec(
         folder=str(tmp_path),
         device="cuda:1",
         dtype="bfloat16",
@@ -66,7 +69,59 @@ def test_every_engine_setting_reaches_the_worker(tmp_path: Path) -> None:
         attention_backend="reference",
         threads=3,
         hang_after_s=9.0,
+        gpu_mode="pipeline",
+        gpus=3,
+        micro_batches=4,
+        rank_timeout_s=5.0,
     )
+
+
+def test_what_is_for_the_mode_auto_reaches_the_worker(tmp_path: Path) -> None:
+    """Limits by device, a map from its file, and where to offload."""
+    (tmp_path / "map.json").write_text('{"model.layers.0": 0, "model.layers.1": "cpu"}')
+    flags = {
+        "gpu_mode": "auto",
+        "max_memory": "0=20GiB,cpu=1.5GB",
+        "device_map": str(tmp_path / "map.json"),
+        "offload": "cpu",
+    }
+    model = ResolvedModel("org/model", "model", folder=tmp_path)
+    spec = engine_spec(load(flags, {}), model)
+    assert (spec.max_memory, spec.device_map, spec.offload) == (
+        {"0": "20GiB", "cpu": "1.5GB"},
+        {"model.layers.0": "0", "model.layers.1": "cpu"},
+        "cpu",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(None, "cannot be read: No such file"), ("[1]", "must be a JSON object")],
+)
+def test_a_wrong_device_map_is_named(tmp_path: Path, content: str | None, complaint: str) -> None:
+    """A file that is not there, or has something else in it."""
+    file = tmp_path / "map.json"
+    if content is not None:
+        file.write_text(content)
+    settings = load({"gpu_mode": "auto", "device_map": str(file)}, {})
+    with pytest.raises(ConfigError, match=f"device_map: {file} {complaint}"):
+        engine_spec(settings, ResolvedModel("org/model", "model", folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "present", "spread"),
+    [
+        ({}, 8, 1),
+        ({"gpu_mode": "tensor"}, 8, 8),
+        ({"gpu_mode": "pipeline", "gpus": "4"}, 8, 4),
+        ({"gpu_mode": "tensor", "gpus": "2", "device": "cpu"}, 0, 2),
+    ],
+)
+def test_over_how_many_a_model_is_spread(
+    flags: dict[str, object], present: int, spread: int
+) -> None:
+    """All GPUs unless told otherwise; on a CPU as many processes as told."""
+    assert spread_of(load(flags, {}), present) == spread
 
 
 def test_defaults_agree_with_the_worker(tmp_path: Path) -> None:
@@ -75,12 +130,11 @@ def test_defaults_agree_with_the_worker(tmp_path: Path) -> None:
     assert engine_spec(Settings(), model) == EngineSpec(folder=str(tmp_path))
 
 
-def test_a_built_in_model_without_weights_gets_random_ones(tmp_path: Path) -> None:
-    """Only a built-in model: a checkpoint that lacks its weights is an error elsewhere."""
+def test_the_built_in_model_has_weights_and_can_do_without(tmp_path: Path) -> None:
+    """The built-in model's own weights are the default; random ones are there for the asking."""
     builtin = ResolvedModel("tiny", "tiny", builtin=True, folder=tmp_path)
-    assert engine_spec(Settings(), builtin).load_format == "random"
-    (tmp_path / "model.safetensors").touch()
     assert engine_spec(Settings(), builtin).load_format == "auto"
+    assert engine_spec(Settings(load_format="random"), builtin).load_format == "random"
 
 
 def test_the_front_process_never_loads_the_model_stack() -> None:

@@ -128,8 +128,17 @@ def test_a_wrong_environment_is_named(environ: dict[str, str], complaint: str) -
 
 def test_settings_that_are_impossible_together() -> None:
     """Contradictions name the setting that would have to change."""
+    assert refusal({"gpu_mode": "tensor", "offload": "cpu"}) == (
+        "flag --offload: is for gpu_mode auto, not tensor"
+    )
     assert refusal({"gpu_mode": "tensor", "device": "cpu"}) == (
-        "flag --device: gpu_mode tensor needs GPUs, device is cpu"
+        "flag --device: gpu_mode tensor on a CPU needs gpus: over how many processes"
+    )
+    assert refusal({"gpu_mode": "pipeline", "gpus": "1"}) == (
+        "flag --gpus: gpu_mode pipeline needs at least 2, got 1"
+    )
+    assert refusal({"gpu_mode": "tensor", "micro_batches": "2"}) == (
+        "flag --micro-batches: only gpu_mode pipeline has micro-batches, not tensor"
     )
     assert refusal({"max_model_len": "100", "default_max_tokens": "100"}) == (
         "flag --default-max-tokens: must be below max_model_len (100), got 100"

@@ -83,6 +83,25 @@ def test_kinds_fit_their_metrics(panel: Panel) -> None:
 
 
 @pytest.mark.parametrize("panel", PANELS)
+def test_nothing_is_divided_by_zero(panel: Panel) -> None:
+    """A share of what did not happen is no value, not NaN: every divisor that may be 0 is guarded
+    (what a GPU or a pool has in all never is), and a tile shows the quantile of nothing as none."""
+    for query in panel.queries:
+        for divisor in query.expr.split(" / ")[1:]:
+            if "rate(" in divisor or "increase(" in divisor:
+                assert re.fullmatch(r"\(.+ > 0\)", divisor), query.expr
+    if panel.kind == "stat":
+        rendered = next(
+            one
+            for dashboard in DASHBOARDS
+            for one in render(dashboard)["panels"]
+            if one.get("title") == panel.title and one["type"] == "stat"
+        )
+        (mapping,) = rendered["fieldConfig"]["defaults"]["mappings"]
+        assert mapping["options"]["match"] == "nan"
+
+
+@pytest.mark.parametrize("panel", PANELS)
 def test_a_panel_tells_what_it_shows(panel: Panel) -> None:
     """A description, and a name for each of several lines."""
     assert panel.description.endswith(".")

@@ -91,6 +91,7 @@ def test_the_built_in_model_is_packaged() -> None:
     assert model.builtin
     assert model.folder.parts[-3:] == ("gpt_oss_server", "models", "tiny")
     assert json.loads((model.folder / "config.json").read_text())["model_type"] == "gpt_oss"
+    assert (model.folder / "model.safetensors").is_file()
 
 
 def test_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,12 +92,12 @@ def test_a_decision_log_that_cannot_be_written_is_refused(tmp_path: Path) -> Non
         check_desk_settings(Settings(decision_log=str(tmp_path)))
     missing = tmp_path / "none" / "decisions.jsonl"
     with pytest.raises(StartupError, match=r"cannot write to .*: No such file or directory"):
-        Instruments(Settings(decision_log=str(missing)), lambda: None)
+        Instruments(Settings(decision_log=str(missing)), lambda: ())
 
 
 def test_on_a_cpu_the_processes_are_measured_against_the_budget() -> None:
     """The pseudo GPU's total is the memory budget, its use that of front and worker."""
-    instruments = Instruments(Settings(memory_budget=2**40), os.getppid)
+    instruments = Instruments(Settings(memory_budget=2**40), lambda: (os.getppid(),))
     assert instruments.readings() == ()
     instruments.begin(DEFAULT_INFO)
     try:
@@ -129,7 +129,7 @@ def test_a_desk_decides_by_the_settings_and_writes_what_it_decided(tmp_path: Pat
     async def story() -> FakeEngine:
         engine = FakeEngine()
         await engine.start()
-        instruments = Instruments(settings, lambda: None)
+        instruments = Instruments(settings, lambda: ())
         desk = build_desk(settings, engine, instruments, machine_gpus=1)
         for number, tokens in enumerate((5, 11)):
             job = Job(

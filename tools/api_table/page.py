@@ -40,15 +40,30 @@ The server speaks OpenAI's API: its own clients work with `base_url="http://127.
 | `POST /v1/completions` | text completion, streamed or whole |
 | `POST /v1/responses` | responses, streamed or whole: [responses.md](responses.md) |
 | `GET /v1/responses/{id}`, `GET /v1/responses/{id}/input_items` | a stored response, its input |
+| `POST /v1/responses/input_tokens` | how many tokens a response's prompt would have |
 | `DELETE /v1/responses/{id}` | delete one |
 | `POST /v1/responses/{id}/cancel` | 400, as in OpenAI's API: only background responses can be |
 | `GET /v1/models`, `GET /v1/models/{id}` | the model served, under each of its names |
-| `POST /tokenize`, `POST /detokenize` | the model's own tokeniser |
+| `POST /tokenize`, `POST /detokenize` | the model's own tokeniser; a conversation may have tools |
 | `GET /health`, `GET /live`, `GET /version`, `GET /openapi.json` | no key needed |
+| `GET /` | a page to try it: [chat-page.md](chat-page.md); no key needed |
+
+| header of an answer | |
+|---|---|
+| `X-Request-Id` | the client's own if it sent a sane one; logs and traces know the request by it |
+| `X-Route` | `single_gpu` or `multi_gpu`: where it ran |
+| `X-Route-Reason` | why, in words: [routing.md](routing.md) |
+| `X-KV-Predicted-Bytes` | of chat, completions and responses: [memory.md](memory.md) |
+
+The prediction is of the KV cache that input and the whole output bound take at most, over all GPUs,
+made before the request was let in. Where no decision was taken, the header is absent.
 
 Errors have OpenAI's envelope, `{"error": {"message", "type", "param", "code"}}`: 400 for what a
 request got wrong, 401 and 403, 404 for an unknown model or response, 413 for a body too large, 429
 with `Retry-After` when full, 503 while not ready.
+
+A sampling parameter that a request leaves open is what the model's `generation_config.json`
+recommends, else OpenAI's default (`--sampling-defaults openai`: always OpenAI's).
 
 **No parameter is ignored in silence.** Each one that OpenAI's client knows is
 

@@ -13,6 +13,12 @@ from tools.dashboards.panels import Dashboard, Panel, Query, Section
 
 SCHEMA_VERSION = 42
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_NOTHING = "–"
+# What a quantile of no observations is.
+_NAN_IS_NOTHING = {
+    "type": "special",
+    "options": {"match": "nan", "result": {"text": _NOTHING, "color": "text", "index": 0}},
+}
 _UNITS = {"tokens": "suffix: tokens"}
 
 
@@ -186,7 +192,9 @@ def _stat(panel: Panel) -> dict[str, Any]:
     return {
         "type": "stat",
         "fieldConfig": {
-            "defaults": _defaults(panel, color={"mode": "thresholds"}, noValue="–"),
+            "defaults": _defaults(
+                panel, color={"mode": "thresholds"}, noValue=_NOTHING, mappings=[_NAN_IS_NOTHING]
+            ),
             "overrides": [],
         },
         "options": {

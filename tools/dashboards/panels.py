@@ -122,7 +122,12 @@ def quantile(
 def mean(histogram: str, *, by: str = "", **matchers: str) -> str:
     """The mean of a histogram's observations in each interval."""
     totals = rate(f"{histogram}_sum", by=by, **matchers)
-    return f"{totals} / {rate(f'{histogram}_count', by=by, **matchers)}"
+    return share(totals, rate(f"{histogram}_count", by=by, **matchers))
+
+
+def share(part: str, whole: str) -> str:
+    """One rate or increase over another; nothing, rather than NaN, where there was none."""
+    return f"{part} / ({whole} > 0)"
 
 
 def buckets(histogram: str, **matchers: str) -> tuple[Query, ...]:

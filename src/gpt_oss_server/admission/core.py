@@ -49,6 +49,9 @@ from gpt_oss_server.admission.queue import Entry, FairQueue
 class AdmissionCounts(msgspec.Struct):
     """Only growing. offered = accepted + shrunk + routed4 + queued + rejected + never_fits, and
     queued = started_from_queue + expired + shed + no_longer_fits + cancelled_waiting + waiting now.
+
+    `no_longer_fits`: waited while the engine was restarted, and what it came back with can never
+    hold them (400). `never_fits` were told so at the door.
     """
 
     offered: int = 0
@@ -120,6 +123,12 @@ class AdmissionCore:
     @property
     def capacity(self) -> Capacity:
         return self._capacity
+
+    @property
+    def blocks_used(self) -> dict[str, int]:
+        """Blocks reserved now, per group name; a fraction of what a snapshot costs."""
+        groups, used = self._capacity.groups, self._ledger.used
+        return {group.name: blocks for group, blocks in zip(groups, used, strict=True)}
 
     def offer(self, request: AdmissionRequest, now_s: float) -> Verdict:
         """Decide on one request. Never raises for what a client sent."""

@@ -16,7 +16,9 @@ from gpt_oss_server.api.chat import chat_completions
 from gpt_oss_server.api.completions import completions
 from gpt_oss_server.api.exchange import ClientGone, Exchange, Header, Receive, Scope, Send
 from gpt_oss_server.api.openapi import openapi
+from gpt_oss_server.api.page_files import ChatPage
 from gpt_oss_server.api.responses import create_response
+from gpt_oss_server.api.responses_count import count_input_tokens
 from gpt_oss_server.api.responses_stored import cancel_response, delete_response, read_response
 from gpt_oss_server.api.services import UNDECIDED, Access, Endpoint, Services
 from gpt_oss_server.api.status import get_model, health, list_models, live, version
@@ -33,6 +35,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/chat/completions", chat_completions, takes_work=True, operation="chat"),
     Endpoint("POST", "/v1/completions", completions, takes_work=True, operation="text_completion"),
     Endpoint("POST", "/v1/responses", create_response, takes_work=True, operation="responses"),
+    Endpoint("POST", "/v1/responses/input_tokens", count_input_tokens, takes_work=True),
     Endpoint("GET", "/v1/responses/{id}", read_response),
     Endpoint("DELETE", "/v1/responses/{id}", delete_response),
     Endpoint("POST", "/v1/responses/{id}", cancel_response),
@@ -48,9 +51,9 @@ ENDPOINTS = (
 
 
 def build_app(services: Services) -> Application:
-    """The ASGI application over these services. Does no I/O and starts nothing: the engine's
-    life belongs to whoever built it."""
-    paths = _Paths((*ENDPOINTS, *services.extra_endpoints))
+    """The ASGI application over these services. Reads the chat page and starts nothing: the
+    engine's life belongs to whoever built it."""
+    paths = _Paths((*ENDPOINTS, *ChatPage.load().endpoints(), *services.extra_endpoints))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -98,6 +98,7 @@ def _plan(services: Services, request: ChatRequest, head: AnswerHead, prompt: _P
         logprobs=request.wanted_logprobs,
         info=services.ready_engine_info(),
         draw_seed=services.draw_seed,
+        defaults=services.sampling_defaults,
         guided=prompt.turn.guide,
     )
     return plan.jobs([prompt.ids], head.id)

@@ -105,6 +105,7 @@ def _plan(
         logprobs=request.logprobs,
         info=services.ready_engine_info(),
         draw_seed=services.draw_seed,
+        defaults=services.sampling_defaults,
         guided=None if grammar is None else GuidedSpec.whole(grammar),
     )
     return plan.jobs([prompt.ids for prompt in prompts], head.id)

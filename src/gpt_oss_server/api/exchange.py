@@ -57,8 +57,8 @@ class Exchange:
 
     Attributes:
         request_id: the client's own `X-Request-Id` if sane, else a generated one.
-        route: what `X-Route` and `X-Route-Reason` will say; an endpoint may replace it before
-            it starts its answer.
+        route: what `X-Route`, `X-Route-Reason` and `X-KV-Predicted-Bytes` will say; an endpoint
+            may replace it before it starts its answer.
         query: what follows the path's `?`, as it came.
         rest: the part of the path that an endpoint's trailing `{name}` matched.
         status: of the answer; None until it has begun.
@@ -158,8 +158,10 @@ class Exchange:
     async def reply_bytes(
         self, body: bytes, headers: tuple[Header, ...], *, status: int = 200
     ) -> None:
-        """Answer with bytes that are ready; `headers` holds at least the content type."""
-        await self._start(status, (*headers, (b"content-length", b"%d" % len(body))))
+        """Answer with bytes that are ready; `headers` holds at least the content type. A 304 has
+        no body, and no length, which would be that of the body it stands for."""
+        length: tuple[Header, ...] = ((b"content-length", b"%d" % len(body)),)
+        await self._start(status, headers if status == 304 else (*headers, *length))
         await self._send({"type": "http.response.body", "body": body})
 
     async def send_events(self, events: bytes) -> None:
@@ -263,12 +265,15 @@ def _error_headers(error: ServerError) -> tuple[Header, ...]:
 
 
 def _own_headers(request_id: str, route: RouteLabel) -> tuple[Header, ...]:
-    """What every response carries."""
-    return (
+    """What every response carries, and the KV prediction of those that have one."""
+    own: tuple[Header, ...] = (
         (b"x-request-id", request_id.encode()),
         (b"x-route", route.route.encode()),
         (b"x-route-reason", _header_text(route.reason)),
     )
+    if route.predicted_kv_bytes is None:
+        return own
+    return (*own, (b"x-kv-predicted-bytes", b"%d" % route.predicted_kv_bytes))
 
 
 def _request_id(offered: bytes | None) -> str:

@@ -76,7 +76,7 @@ async def generate(
     as they were admitted. Raises what the desk and the engine raise."""
     exchange.trail.planned(jobs)
     async with services.desk.admit(call_of(exchange, services, jobs, session)) as lease:
-        exchange.route = RouteLabel(lease.route, lease.reason)
+        exchange.route = RouteLabel(lease.route, lease.reason, lease.predicted_kv_bytes)
         answer = answer_of(lease.jobs)
         async with choice_streams(exchange, services, lease) as streams:
             if stream:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gpt_oss_server.api.exchange import Exchange
+from gpt_oss_server.api.responses_count import InputTokensRequest
 from gpt_oss_server.api.schema_chat import ChatRequest
 from gpt_oss_server.api.schema_completions import CompletionRequest
 from gpt_oss_server.api.schema_responses import ResponsesRequest
@@ -22,6 +23,7 @@ _REQUESTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (ChatRequest, "A chat completion, whole or as server-sent events."),
     "/v1/completions": (CompletionRequest, "A completion, whole or as server-sent events."),
     "/v1/responses": (ResponsesRequest, "A response, whole or as server-sent events."),
+    "/v1/responses/input_tokens": (InputTokensRequest, "How many tokens a response's prompt has."),
     "/tokenize": (TokenizeRequest, "The token ids of a text or of a rendered conversation."),
     "/detokenize": (DetokenizeRequest, "The text of token ids."),
 }

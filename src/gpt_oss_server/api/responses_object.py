@@ -13,6 +13,7 @@ import msgspec
 
 from gpt_oss_server.api import responses_wire as wire
 from gpt_oss_server.api.responses_output import ResponseOutput
+from gpt_oss_server.api.sampling import OPENAI_DEFAULTS, SamplingDefaults, given
 from gpt_oss_server.api.schema_responses import FunctionTool, ResponsesRequest
 from gpt_oss_server.errors import ServerError, spec_of
 
@@ -27,6 +28,7 @@ class ResponseObject:
     created_at: int
     request: ResponsesRequest
     store: bool
+    defaults: SamplingDefaults = OPENAI_DEFAULTS
 
     def begun(self) -> wire.Response:
         """Before there is any output."""
@@ -51,12 +53,12 @@ class ResponseObject:
             },
             safety_identifier=request.safety_identifier,
             store=self.store,
-            temperature=1.0 if request.temperature is None else request.temperature,
+            temperature=given(request.temperature, self.defaults.temperature),
             text={"format": _format(request), "verbosity": "medium"},
             tool_choice=_tool_choice(request),
             tools=[_tool(tool) for tool in request.tools or ()],
             top_logprobs=request.top_logprobs or 0,
-            top_p=1.0 if request.top_p is None else request.top_p,
+            top_p=given(request.top_p, self.defaults.top_p),
             truncation=request.truncation or "disabled",
             user=request.user,
         )

@@ -8,15 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gpt_oss_server.api.schema_common import SamplingFields
 from gpt_oss_server.errors import BadRequest, ContextTooLong
 from gpt_oss_server.types import EngineInfo, GuidedSpec, Job, SamplingParams
 
+T = TypeVar("T")
+
 SEED_RANGE = 2**63
 _SEED_STEP = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, as in SplitMix64
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: dividing float32 logits by them would overflow."""
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a parameter is that a request leaves open: OpenAI's values, unless the served model
+    has its own."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+OPENAI_DEFAULTS = SamplingDefaults()
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,7 @@ def sampling_params(
     turn_end_ids: Sequence[int],
     logprobs: int | None,
     guided: GuidedSpec | None = None,
+    defaults: SamplingDefaults = OPENAI_DEFAULTS,
 ) -> SamplingParams:
     """The engine's parameters for one choice.
 
@@ -109,8 +128,8 @@ def sampling_params(
             param="min_tokens",
         )
     ends = () if request.ignore_eos else tuple(turn_end_ids)
-    temperature = 1.0 if request.temperature is None else request.temperature
-    top_p = 1.0 if request.top_p is None else float(request.top_p)
+    temperature = given(request.temperature, defaults.temperature)
+    top_p = float(given(request.top_p, defaults.top_p))
     if top_p == 0:  # the smallest nucleus is the most likely token alone
         temperature, top_p = 0.0, 1.0
     return SamplingParams(
@@ -118,18 +137,23 @@ def sampling_params(
         min_tokens=min_tokens,
         temperature=0.0 if temperature < GREEDY_BELOW else float(temperature),
         top_p=top_p,
-        top_k=max(0, request.top_k or 0),
-        min_p=float(request.min_p or 0.0),
+        top_k=max(0, given(request.top_k, defaults.top_k)),
+        min_p=float(given(request.min_p, defaults.min_p)),
         seed=seed % SEED_RANGE,
         presence_penalty=float(request.presence_penalty or 0.0),
         frequency_penalty=float(request.frequency_penalty or 0.0),
-        repetition_penalty=float(request.repetition_penalty or 1.0),
+        repetition_penalty=float(given(request.repetition_penalty, defaults.repetition_penalty)),
         logit_bias=request.bias_by_token,
         stop_token_ids=tuple(dict.fromkeys((*ends, *(request.stop_token_ids or ())))),
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
         guided=guided,
     )
+
+
+def given(value: T | None, default: T) -> T:
+    """The value, or the default for none."""
+    return default if value is None else value
 
 
 def choice_seed(seed: int, choice: int) -> int:
@@ -149,6 +173,7 @@ class JobPlan:
     info: EngineInfo
     draw_seed: Callable[[], int]
     guided: GuidedSpec | None = None
+    defaults: SamplingDefaults = OPENAI_DEFAULTS
 
     def jobs(self, prompts: Sequence[list[int]], id_prefix: str) -> list[Job]:
         """`n` jobs per prompt, prompt by prompt, named `<id_prefix>-<index>`.
@@ -169,6 +194,7 @@ class JobPlan:
                     turn_end_ids=self.turn_end_ids,
                     logprobs=self.logprobs,
                     guided=self.guided,
+                    defaults=self.defaults,
                 )
                 jobs.append(
                     Job(

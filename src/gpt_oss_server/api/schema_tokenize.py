@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from gpt_oss_server.api.schema_chat import Messages
 from gpt_oss_server.api.schema_common import ReasoningEffort, StrictModel, wrong
+from gpt_oss_server.api.schema_tools import Tools
 
 
 class TokenizeRequest(StrictModel):
@@ -20,13 +21,16 @@ class TokenizeRequest(StrictModel):
     prompt: str | None = None
     messages: Messages | None = None
     reasoning_effort: ReasoningEffort | None = None
+    tools: Tools | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise wrong("give either this or 'messages'", field="prompt")
-        if self.prompt is not None and self.reasoning_effort is not None:
-            raise wrong("only allowed with 'messages'", field="reasoning_effort")
+        if self.prompt is not None:
+            for name in ("reasoning_effort", "tools"):
+                if getattr(self, name) is not None:
+                    raise wrong("only allowed with 'messages'", field=name)
         return self
 
 

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from gpt_oss_server.api.auth import KeyRing
+from gpt_oss_server.api.sampling import OPENAI_DEFAULTS, SamplingDefaults
 from gpt_oss_server.dispatch.desk import Call, Lease, OpenDesk
 from gpt_oss_server.errors import NotFound, NotReady
 from gpt_oss_server.events import Operation
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RouteLabel:
-    """Where a request runs and why; becomes `X-Route` and `X-Route-Reason`."""
+    """Where a request runs and why; becomes `X-Route` and `X-Route-Reason`. What its KV cache was
+    predicted to take at most becomes `X-KV-Predicted-Bytes`; None where nobody predicted it."""
 
     route: Route
     reason: str
+    predicted_kv_bytes: int | None = None
 
 
 UNDECIDED = RouteLabel("single_gpu", NO_TRIGGER_REASON)
@@ -139,6 +142,7 @@ class Services:
         text_pool: bounded pool in which rendering and tokenising run.
         bulk_pool: another one, for large bodies, so that nobody else waits for theirs; without
             one they share the text pool.
+        sampling_defaults: of parameters that a request leaves open.
         key_priorities: one per key of `api_keys`, or none: its requests' priority and the highest
             that they may ask for.
         draining: True once shutdown has begun; new work is then refused with 503.
@@ -157,6 +161,7 @@ class Services:
     version: str = "0"
     system_fingerprint: str = "fp_gpt_oss_server"
     limits: Limits = field(default_factory=Limits)
+    sampling_defaults: SamplingDefaults = OPENAI_DEFAULTS
     api_keys: KeyRing = field(default_factory=KeyRing)
     admin_keys: KeyRing = field(default_factory=KeyRing)
     key_priorities: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""`GET /stats` and `GET /memory_stats`: what was decided, what is held, what is left.
+"""`GET /stats` and `GET /memory_stats`: what was decided, where it runs, what is held and left.
 
 Knows: the two documents' shapes (public names, kept). Does not know: how anything is counted.
 Both are built from snapshots and never block.
@@ -6,8 +6,8 @@ Both are built from snapshots and never block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
@@ -15,13 +15,26 @@ from gpt_oss_server.api.exchange import Exchange
 from gpt_oss_server.api.services import Access, Endpoint, Services
 from gpt_oss_server.dispatch.desk import Desk
 from gpt_oss_server.dispatch.estimate import kv_bytes, kv_capacity_bytes
+from gpt_oss_server.dispatch.ranks import rank_kv_bytes, ranks_of, replica_gpus
 from gpt_oss_server.facts import GpuView
 from gpt_oss_server.nccl import NcclSettings
 from gpt_oss_server.ports import Engine
 from gpt_oss_server.routing import gpu_balance, missed_targets, stats_section
 from gpt_oss_server.routing.pressure import effective_pressure
 from gpt_oss_server.telemetry.gpu import ProbeView
-from gpt_oss_server.types import EngineStats
+from gpt_oss_server.types import EngineStats, RankInfo
+
+
+class Advice(Protocol):
+    """Which GPU mode suits the model, the GPUs and the load."""
+
+    async def refresh(self) -> None:
+        """Work it out again if that is due; off the event loop."""
+        ...
+
+    def last(self) -> Mapping[str, Any] | None:
+        """As it was worked out last; None before."""
+        ...
 
 
 class Statistics:
@@ -33,12 +46,14 @@ class Statistics:
         engine: Engine,
         nccl: NcclSettings | None = None,
         probe: Callable[[], ProbeView | None] = lambda: None,
+        advice: Advice | None = None,
     ) -> None:
         """`probe` is what is known of the GPU probe; None before it began."""
         self._desk = desk
         self._engine = engine
         self._nccl = nccl
         self._probe = probe
+        self._advice = advice
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
@@ -47,6 +62,8 @@ class Statistics:
         )
 
     async def _stats(self, exchange: Exchange, services: Services) -> None:
+        if self._advice is not None and self._engine.state().ready:
+            await self._advice.refresh()
         await exchange.reply(self.stats())
 
     async def _memory_stats(self, exchange: Exchange, services: Services) -> None:
@@ -65,6 +82,8 @@ class Statistics:
         snapshot = desk.ledger.snapshot()
         document["gpu_routing"] = stats_section(snapshot, balance)
         document["gpu_routing"]["gpu_mode"] = desk.fleet.gpu_mode
+        document["placement"] = self._placement() if state.ready else None
+        document["recommendation"] = None if self._advice is None else self._advice.last()
         document["routing_thresholds"] = desk.routing
         document["missed_targets"] = missed_targets(
             desk.routing, balance, desk.latencies.quantile(0.95)
@@ -87,6 +106,29 @@ class Statistics:
             }
         return document
 
+    def _placement(self) -> dict[str, Any]:
+        """Where the model is: every rank with its device, its layers and what they take."""
+        info = self._engine.info()
+        return {
+            "gpu_mode": self._desk.fleet.gpu_mode,
+            "world": len(ranks_of(info)),
+            "gpus": replica_gpus(info),
+            "micro_batches": info.micro_batches,
+            "ranks": [
+                {
+                    **_who(rank),
+                    "pid": rank.pid,
+                    "stage": rank.stage,
+                    "tp_rank": rank.tp_rank,
+                    "first_layer": rank.first_layer,
+                    "layers": rank.layers,
+                    "weights_bytes": rank.weights_bytes,
+                    "kv_pool_bytes": rank.kv_bytes,
+                }
+                for rank in ranks_of(info)
+            ],
+        }
+
     def memory_stats(self) -> dict[str, Any]:
         """The `/memory_stats` document. Raises NotReady while no engine is up."""
         desk, info, stats = self._desk, self._engine.info(), self._engine.stats()
@@ -96,7 +138,18 @@ class Statistics:
         reserved = admission.blocks_used if admission is not None else {}
         peak = admission.blocks_peak if admission is not None else {}
         return {
-            "gpus": [self._gpu(view, now_s, kv_capacity_bytes(info)) for view in views],
+            "gpus": [self._gpu(view, now_s) for view in views],
+            "ranks": [
+                {
+                    **_who(rank),
+                    "weights_bytes": rank.weights_bytes,
+                    "kv_pool_bytes": rank.kv_bytes,
+                    "kv_in_use_bytes": rank_kv_bytes(info, rank, stats.blocks_in_use),
+                    "kv_predicted_bytes": rank_kv_bytes(info, rank, stats.blocks_predicted),
+                    "kv_reserved_bytes": rank_kv_bytes(info, rank, reserved),
+                }
+                for rank in ranks_of(info)
+            ],
             "pressure": effective_pressure(views, now_s, desk.routing.stale_after_s),
             "probe": _health(self._probe()),
             "kv": {
@@ -125,7 +178,7 @@ class Statistics:
             "sessions": msgspec.to_builtins(desk.sessions.totals()),
         }
 
-    def _gpu(self, view: GpuView, now_s: float, pool_bytes: int) -> dict[str, Any]:
+    def _gpu(self, view: GpuView, now_s: float) -> dict[str, Any]:
         used = None
         if view.others_bytes is not None:
             used = (
@@ -143,7 +196,7 @@ class Statistics:
             "free_bytes": None if used is None else max(0, view.total_bytes - used),
             "weights_bytes": view.weights_bytes,
             "activations_peak_bytes": view.activations_peak_bytes,
-            "kv_pool_bytes": pool_bytes if view.in_use else 0,
+            "kv_pool_bytes": view.kv_pool_bytes,
             "kv_in_use_bytes": view.kv_in_use_bytes,
             "others_bytes": view.others_bytes,
             "utilization_percent": view.utilization_percent,
@@ -162,6 +215,10 @@ def _health(probe: ProbeView | None) -> dict[str, Any] | None:
         "hung": probe.hung,
         "last_error": probe.last_error,
     }
+
+
+def _who(rank: RankInfo) -> dict[str, Any]:
+    return {"rank": rank.rank, "device": rank.device}
 
 
 def _plain(stats: EngineStats) -> dict[str, Any]:

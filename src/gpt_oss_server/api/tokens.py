@@ -6,6 +6,7 @@ Knows: how the two requests are answered. Does not know: tokenisers.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from gpt_oss_server.api import wire
 from gpt_oss_server.api.exchange import Exchange
@@ -13,6 +14,7 @@ from gpt_oss_server.api.intake import in_pool, read_request
 from gpt_oss_server.api.schema_chat import message_mappings
 from gpt_oss_server.api.schema_tokenize import DetokenizeRequest, TokenizeRequest
 from gpt_oss_server.api.services import Services
+from gpt_oss_server.api.tools import shown_tool
 from gpt_oss_server.errors import BadRequest
 
 
@@ -32,8 +34,11 @@ async def tokenize(exchange: Exchange, services: Services) -> None:
 def _tokens_of(services: Services, request: TokenizeRequest) -> list[int]:
     if request.prompt is not None:
         return services.chat_format.encode(request.prompt)
+    told: dict[str, Any] = (
+        {} if request.tools is None else {"tools": [shown_tool(t) for t in request.tools]}
+    )
     return services.chat_format.render_chat(
-        message_mappings(request.messages or ()), reasoning_effort=request.reasoning_effort
+        message_mappings(request.messages or ()), reasoning_effort=request.reasoning_effort, **told
     )
 
 

@@ -87,7 +87,7 @@ def plan_turn(chat_format: ChatFormat, request: Wanted) -> TurnPlan:
             _refuse_unguided(required=required, strict=strict, answer=grammar)
             tools = list(callable_tools.values())
     return TurnPlan(
-        shown=[_mapping(tool) for tool in tools],
+        shown=[shown_tool(tool) for tool in tools],
         guide=guide,
         offered=True,
         parallel=request.may_call_several,
@@ -119,8 +119,9 @@ def _refuse_unguided(*, required: bool, strict: list[int], answer: Grammar | Non
     raise BadRequest(f"Invalid value for '{param}': this model {problem}.", param=param)
 
 
-def _mapping(tool: Tool) -> dict[str, Any]:
-    """In the order and with the members that chat templates expect."""
+def shown_tool(tool: Tool) -> dict[str, Any]:
+    """A tool as `ChatFormat.render_chat` takes it, in the order and with the members that chat
+    templates expect."""
     function = tool.function
     shown: dict[str, Any] = {"name": function.name}
     if function.description is not None:

@@ -9,6 +9,7 @@ import http.client
 import ipaddress
 import urllib.error
 import urllib.request
+from typing import Any
 from urllib.parse import urlsplit
 
 from gpt_oss_server.errors import ConfigError
@@ -21,13 +22,21 @@ class NoAnswer(Exception):
     """The server did not give its bundle; the message is one line that says why."""
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirection unfollowed: the key is for the server that the operator named, and
+    the library would send it along wherever it is told to go."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
 def bundle_of(url: str, *, form: str, key: str | None, timeout_s: float) -> bytes:
     """The bundle of the server at `url`, as `json` or `zip`. Raises NoAnswer."""
     request = urllib.request.Request(f"{url.rstrip('/')}{_PATH}?format={form}")
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     # The server is named by the operator: no proxy stands between.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
     try:
         with opener.open(request, timeout=timeout_s) as reply:
             body: bytes = reply.read(_MAX_BYTES)
@@ -76,4 +85,6 @@ def _meaning(status: int) -> str:
         return "it gives bundles to loopback clients only, unless it has an admin key"
     if status == 404:
         return "it has no bundle (another server, or an older version)"
+    if 300 <= status < 400:
+        return f"it redirects (status {status}): give --url the address that it redirects to"
     return f"it answered with status {status}"

@@ -10,9 +10,11 @@ import platform
 import re
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from gpt_oss_server import __version__
+from gpt_oss_server.bundle.redact import shown_model
 from gpt_oss_server.config import Settings
 from gpt_oss_server.doctor.checks import run_checks
 from gpt_oss_server.doctor.findings import Examined
@@ -85,8 +87,19 @@ def checked(
     return {
         "machine": {name: found["machine"][name] for name in _MACHINE},
         "environment": _environment(machine),
-        "checks": found["checks"],
+        "checks": [_without_path(check, settings.model) for check in found["checks"]],
     }
+
+
+def _without_path(check: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """A check that speaks of the model's folder by its name: where it lies is nobody's business."""
+    paths = sorted({model, str(Path(model).expanduser().resolve())}, key=len, reverse=True)
+    shown = dict(check)
+    for name in ("message", "cure"):
+        for path in paths:
+            if "/" in path and path in shown.get(name, ""):
+                shown[name] = shown[name].replace(path, shown_model(model))
+    return shown
 
 
 def harmless(values: Mapping[str, str]) -> dict[str, str]:

@@ -31,7 +31,7 @@ SHOWN_SETTINGS = frozenset(
             "host",
             "port",
         ),
-        *("max_body", "default_max_tokens", "max_queue", "max_connections"),
+        *("max_body", "default_max_tokens", "sampling_defaults", "max_queue", "max_connections"),
         *("header_timeout_s", "body_timeout_s", "keep_alive_s", "stall_timeout_s"),
         *("max_num_seqs", "max_batch_tokens", "block_size", "kv_cache_memory"),
         *("gpu_memory_utilization", "memory_budget", "prefix_caching", "prefill_order"),
@@ -42,16 +42,18 @@ SHOWN_SETTINGS = frozenset(
         *("key_priorities", "max_sessions", "session_idle_s", "session_kv_limit"),
         *("max_responses", "max_responses_size", "max_response_age_s"),
         *("gpu_mode", "gpus", "device", "attention_backend", "threads", "shutdown_grace_s"),
-        *("engine_timeout_s",),
+        *("engine_timeout_s", "micro_batches", "rank_timeout_s", "max_memory", "offload"),
         *("log_format", "log_level", "trace_sample_rate", "trace_slow_s"),
     }
 )
 
-# The parts of `/stats` and `/memory_stats` that are figures and fixed words throughout.
+# The parts of `/stats` and `/memory_stats` that are figures and fixed words, but for the clients
+# that wait.
 SHOWN_STATISTICS = frozenset(
     {
         *("gpu_routing", "routing_thresholds", "missed_targets", "latency_p95_e2e_s", "engine"),
         *("admission", "gpus", "pressure", "kv", "sessions"),
+        *("placement", "recommendation", "ranks"),
     }
 )
 
@@ -98,7 +100,7 @@ def shown_settings(settings: Settings, environ: Mapping[str, str]) -> dict[str, 
     for row in TABLE:
         value = getattr(settings, row.name)
         if row.name == "model":
-            values["model"] = _model(settings.model)
+            values["model"] = shown_model(settings.model)
         elif row.name in SHOWN_SETTINGS:
             values[row.name] = value
         else:
@@ -110,8 +112,14 @@ def shown_settings(settings: Settings, environ: Mapping[str, str]) -> dict[str, 
 
 
 def shown_statistics(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a statistics document that are on the list."""
-    return {name: part for name, part in document.items() if name in SHOWN_STATISTICS}
+    """The parts of a statistics document that are on the list. Of those who wait for a place only
+    how many wait for each is shown: who they are is an address."""
+    shown = {name: part for name, part in document.items() if name in SHOWN_STATISTICS}
+    admission = shown.get("admission")
+    if isinstance(admission, Mapping) and "waiting_by_client" in admission:
+        waiting = sorted(admission["waiting_by_client"].values(), reverse=True)
+        shown["admission"] = {**admission, "waiting_by_client": waiting}
+    return shown
 
 
 def shown_request_id(request_id: str) -> str:
@@ -167,7 +175,8 @@ def _word(value: Any) -> Any:
     return value if isinstance(value, str) and _WORD.fullmatch(value) else HIDDEN
 
 
-def _model(name: str) -> str:
+def shown_model(name: str) -> str:
+    """What a model is called, without where it lies."""
     try:
         return identify(name).model_id
     except StartupError:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpt_oss_server import config
 from gpt_oss_server.config import Settings
-from gpt_oss_server.config_kinds import Choice, Kind, Size
+from gpt_oss_server.config_kinds import Choice, Integer, Kind, Size
 from gpt_oss_server.errors import ConfigError, StartupError
 
 if TYPE_CHECKING:
+    from gpt_oss_server.doctor.advice import Comparison, Load
     from gpt_oss_server.doctor.checks import Found
     from gpt_oss_server.doctor.findings import Examined
+    from gpt_oss_server.doctor.gpu_specs import GpuSpec
     from gpt_oss_server.doctor.models import ModelFacts
-    from gpt_oss_server.doctor.plan import Plan, PlanRequest, WeightsForm
+    from gpt_oss_server.doctor.plan import Plan, PlanRequest, Recommendation, WeightsForm
     from gpt_oss_server.memory.fit import GpuMode
 
 SUMMARY = "Say whether a model fits, and what is wrong with this machine and how to cure it."
@@ -57,6 +59,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="{mxfp4,bf16}",
         default=argparse.SUPPRESS,
         help="how a quantized checkpoint's weights are held (default: as they are stored)",
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help="only calculate: the GPU whose speed is estimated (H100, L40S, RTX 4090)",
+    )
+    parser.add_argument(
+        "--requests",
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="requests at once that the advice is for",
+    )
+    parser.add_argument(
+        "--request-tokens",
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="tokens of such a request, prompt and answer",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
@@ -105,10 +125,11 @@ def _calculate(flags: Mapping[str, object]) -> int:
     model = _model(settings, flags)
     asked = _request(settings, model, memory_bytes, gpus, _weights(flags))
     plan, other = _plans(model, asked)
+    advice = _advice(model, plan, _load(flags), _named_gpu(flags), modes)
     if flags.get("json"):
-        _print_json({"model": _model_json(model), **_plan_json(model, plan, other, modes)})
+        _print_json({"model": _model_json(model), **_plan_json(plan, other, modes, advice)})
     else:
-        print("\n".join(_plan_lines(model, plan, other, modes)))
+        print("\n".join(_plan_lines(model, plan, other, modes, advice)))
     return 0 if any(plan.of(mode).fits for mode in modes) else 1
 
 
@@ -123,12 +144,15 @@ def _examine(flags: Mapping[str, object]) -> int:
     seen = _seen(settings, flags)
     found = run_checks(seen)
     status = 1 if any(one.finding.level == "problem" for one in found) else 0
+    advice = None
+    if seen.plan is not None and seen.model is not None:
+        advice = _advice(seen.model, seen.plan, _load(flags), _machine_gpus(seen), MODES)
     if flags.get("json"):
-        _print_json(_examined_json(seen, found))
+        _print_json(_examined_json(seen, found, advice))
         return status
     lines = [f"gpt-oss-server {__version__}", *machine_text.machine_lines(seen), ""]
-    if seen.plan is not None and seen.model is not None:
-        lines += [*_plan_lines(seen.model, seen.plan, seen.other_plan, MODES), ""]
+    if seen.plan is not None and seen.model is not None and advice is not None:
+        lines += [*_plan_lines(seen.model, seen.plan, seen.other_plan, MODES, advice), ""]
     print("\n".join([*lines, *machine_text.finding_lines(found)]))
     return status
 
@@ -227,25 +251,79 @@ def _parsed(kind: Kind, raw: object, flag: str) -> Any:
         raise ConfigError(f"flag {flag}: {error}") from None
 
 
+@dataclass(frozen=True)
+class _Advice:
+    """What to do, and the ways that it was chosen from."""
+
+    recommendation: Recommendation
+    compared: Comparison
+
+
+def _advice(
+    model: ModelFacts, plan: Plan, load: Load, speed: GpuSpec, modes: Sequence[GpuMode]
+) -> _Advice:
+    from gpt_oss_server.doctor.advice import advise, compare
+    from gpt_oss_server.doctor.plan import recommend
+
+    compared = compare(model.config, plan, load, speed, allowed=modes)
+    if not compared.ways:
+        return _Advice(recommend(model.config, plan, modes), compared)
+    return _Advice(advise(model.config, plan, compared), compared)
+
+
+def _load(flags: Mapping[str, object]) -> Load:
+    """The load that was given, else an example."""
+    from gpt_oss_server.doctor.advice import Load
+
+    given = {"requests": "concurrent", "request_tokens": "tokens"}
+    figures = {
+        field: _parsed(Integer(1), flags[name], f"--{name.replace('_', '-')}")
+        for name, field in given.items()
+        if name in flags
+    }
+    return Load(**figures, given=bool(figures))
+
+
+def _named_gpu(flags: Mapping[str, object]) -> GpuSpec:
+    from gpt_oss_server.doctor.gpu_specs import SPECS, spec_of
+
+    name = flags.get("gpu")
+    spec = spec_of([None if name is None else str(name)])
+    if name is not None and not spec.known:
+        known = ", ".join(one.name for one in SPECS)
+        raise ConfigError(f"flag --gpu: {name!r} is not one of {known}")
+    return spec
+
+
+def _machine_gpus(seen: Examined) -> GpuSpec:
+    from gpt_oss_server.doctor.gpu_specs import spec_of
+
+    machine = seen.machine
+    names = [gpu.name for gpu in machine.gpus] or list(machine.torch.devices)
+    return spec_of(names, reach_each_other=machine.torch.peer_access)
+
+
 def _plan_lines(
-    model: ModelFacts, plan: Plan, other: Plan | None, modes: Sequence[GpuMode]
+    model: ModelFacts, plan: Plan, other: Plan | None, modes: Sequence[GpuMode], advice: _Advice
 ) -> list[str]:
     from gpt_oss_server.doctor import plan_text
-    from gpt_oss_server.doctor.plan import recommend
+    from gpt_oss_server.doctor.advice_text import comparison_lines
 
     lines = [*plan_text.headline(model, plan), "", *plan_text.table(plan, modes), ""]
     if other is not None:
         lines += [*plan_text.summary(other, modes), ""]
-    return [*lines, *plan_text.recommendation_lines(recommend(model.config, plan, modes))]
+    if advice.compared.ways:
+        lines += [*comparison_lines(advice.compared), ""]
+    return [*lines, *plan_text.recommendation_lines(advice.recommendation)]
 
 
 def _plan_json(
-    model: ModelFacts, plan: Plan, other: Plan | None, modes: Sequence[GpuMode]
+    plan: Plan, other: Plan | None, modes: Sequence[GpuMode], advice: _Advice
 ) -> dict[str, Any]:
     from gpt_oss_server.doctor import plan_text
-    from gpt_oss_server.doctor.plan import recommend
+    from gpt_oss_server.doctor.advice_text import comparison_json
 
-    recommendation = recommend(model.config, plan, modes)
+    recommendation = advice.recommendation
     return {
         "plan": plan_text.plan_json(plan, modes),
         "other_weights": None if other is None else plan_text.plan_json(other, modes),
@@ -254,18 +332,22 @@ def _plan_json(
             "text": recommendation.text,
             "arithmetic": recommendation.arithmetic,
         },
+        "comparison": comparison_json(advice.compared),
     }
 
 
-def _examined_json(seen: Examined, found: Sequence[Found]) -> dict[str, Any]:
+def _examined_json(
+    seen: Examined, found: Sequence[Found], advice: _Advice | None
+) -> dict[str, Any]:
     from gpt_oss_server.doctor import machine_text
     from gpt_oss_server.doctor.plan import MODES
 
     answer = machine_text.machine_json(seen, found)
     answer["model"] = None if seen.model is None else _model_json(seen.model)
-    if seen.plan is None or seen.model is None:
-        return {**answer, "plan": None, "other_weights": None, "recommendation": None}
-    return {**answer, **_plan_json(seen.model, seen.plan, seen.other_plan, MODES)}
+    if seen.plan is None or advice is None:
+        nothing = ("plan", "other_weights", "recommendation", "comparison")
+        return {**answer, **dict.fromkeys(nothing)}
+    return {**answer, **_plan_json(seen.plan, seen.other_plan, MODES, advice)}
 
 
 def _model_json(model: ModelFacts) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from gpt_oss_server.dispatch.estimate import (
 )
 from gpt_oss_server.dispatch.fleet import LocalFleet
 from gpt_oss_server.dispatch.gate import AdmissionGate, Held
-from gpt_oss_server.dispatch.latency import LatencyWindow
+from gpt_oss_server.dispatch.recent import RecentValues
 from gpt_oss_server.errors import ContextTooLong, NotReady, Overloaded
 from gpt_oss_server.events import Admitted, DecisionTaken, TurnedAway, TurnedAwayReason
 from gpt_oss_server.facts import NO_TRIGGER_REASON, Decision, RequestFacts, Route
@@ -66,8 +66,9 @@ class Call:
 
 class Lease:
     """A request that may run now: `jobs` with the bounds it was granted, at most `parallel` of
-    them at once; `route` where it runs and `reason` why. `saw` is to be told of every delta, with
-    its job's index: admission learns output lengths from it.
+    them at once; `route` where it runs and `reason` why, `predicted_kv_bytes` what the decision
+    counted with (None: there was none). `saw` is to be told of every delta, with its job's index:
+    admission learns output lengths from it.
     """
 
     def __init__(
@@ -77,12 +78,14 @@ class Lease:
         reason: str,
         saw: Callable[[int, TokenDelta], None] = lambda _, __: None,
         parallel: int | None = None,
+        predicted_kv_bytes: int | None = None,
     ) -> None:
         self.jobs = jobs
         self.route = route
         self.reason = reason
         self.saw = saw
         self.parallel = parallel
+        self.predicted_kv_bytes = predicted_kv_bytes
 
 
 class _Watch:
@@ -150,7 +153,8 @@ class Desk:
         """`clock` is monotonic seconds; `on_decision` must not block. `journal` is told of every
         decision and of what became of it."""
         self.ledger = RoutingLedger()
-        self.latencies = LatencyWindow()
+        self.latencies = RecentValues()
+        self.lengths = RecentValues()
         self.sessions = sessions
         self.fleet = fleet
         self.routing = routing
@@ -188,7 +192,8 @@ class Desk:
                 jobs = _granted(call.jobs, plan.max_tokens, tracked)
                 # Admitted is not run: it may be cancelled, or the engine die, in its prefill.
                 watch = _Watch(held, gate, len(jobs), lambda: self.ledger.record_executed(route))
-                lease = Lease(jobs, route, _reason(decision), watch, sequences)
+                predicted = decision.predicted_kv_bytes
+                lease = Lease(jobs, route, _reason(decision), watch, sequences, predicted)
                 restarts = self._restarts
                 try:
                     with self._loaded(plan.expected_tokens * sequences):
@@ -196,6 +201,8 @@ class Desk:
                     elapsed_s = self._clock() - began_s
                     self.ledger.record_latency(route, 1e3 * elapsed_s)
                     self.latencies.add(elapsed_s)
+                    output = -(-held.output_tokens // len(jobs))
+                    self.lengths.add(max(len(job.prompt) for job in jobs) + output)
                 finally:
                     if tracked is not None:
                         prefix = len(call.jobs[0].prompt) + held.output_tokens // len(jobs)
@@ -243,10 +250,8 @@ class Desk:
     ) -> None:
         reason: TurnedAwayReason
         retry_after_s = None
-        if isinstance(error, Overloaded):
+        if isinstance(error, Overloaded | NotReady):  # the latter: while the engine is down
             reason, retry_after_s = error.reason, error.retry_after_s
-        elif isinstance(error, NotReady):  # the gate's: the engine did not come back in time
-            reason, retry_after_s = "deadline", error.retry_after_s
         elif isinstance(error, ContextTooLong):
             reason = "never_fits"
         elif isinstance(error, asyncio.CancelledError):
@@ -277,12 +282,14 @@ class Desk:
         """The engine that there is, or was last, and the gate before it. Raises NotReady before
         the first was up."""
         info = self._engine.info()
-        if self._serving is None or self._serving.info != info:
-            self._serving = _Serving(info, capacity_of(info), estimator_for(info))
+        serving = self._serving
+        # The same object nearly always: only another one is worth comparing.
+        if serving is None or (serving.info is not info and serving.info != info):
+            serving = self._serving = _Serving(info, capacity_of(info), estimator_for(info))
         if self._gate is None:
-            core = AdmissionCore(self._serving.capacity, self._admission, self._outputs)
+            core = AdmissionCore(serving.capacity, self._admission, self._outputs)
             self._gate = AdmissionGate(core, self._clock, self._pools)
-        return self._serving, self._gate
+        return serving, self._gate
 
     def _pools(self) -> Capacity | None:
         """What the engine has now to admit to; None while it is down."""
@@ -298,7 +305,7 @@ class Desk:
     def _decide(self, call: Call, serving: _Serving, gate: AdmissionGate) -> Decision:
         began_s = self._clock()
         facts = self._facts(call, serving)
-        reserved = gate.snapshot().blocks_used
+        reserved = gate.blocks_used()
         view = self.fleet.view(load_tokens=self._load_tokens, reserved_blocks=reserved)
         decision = self._policy.decide(facts, view)
         decide_s = self._clock() - began_s
@@ -317,8 +324,8 @@ class Desk:
         jobs = call.jobs
         least = None
         if not jobs[0].max_tokens_explicit:
-            shortest = [_with_bound(job, self._admission.min_open_output_tokens) for job in jobs]
-            least = predicted_kv_bytes(serving.estimator, shortest)
+            bound = self._admission.min_open_output_tokens
+            least = predicted_kv_bytes(serving.estimator, jobs, at_most_tokens=bound)
         return RequestFacts(
             request_id=call.request_id,
             input_tokens=sum(len(job.prompt) for job in _distinct(jobs)),

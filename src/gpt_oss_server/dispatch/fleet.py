@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpt_oss_server.dispatch.estimate import kv_bytes, kv_capacity_bytes
+from gpt_oss_server.dispatch.ranks import DeviceShare, devices_of, replica_gpus
 from gpt_oss_server.facts import FleetView, GpuMode, GpuView, ReplicaView
-from gpt_oss_server.ports import Engine, GpuReading
+from gpt_oss_server.ports import Engine
 from gpt_oss_server.telemetry.gpu import ProbedGpu
-from gpt_oss_server.types import EngineInfo
+from gpt_oss_server.types import EngineInfo, EngineStats
 
 REPLICA_ID = "local"
 
@@ -37,10 +38,11 @@ class LocalFleet:
         info, stats = self.engine.info(), self.engine.stats()
         now_s = self.clock()
         capacity = kv_capacity_bytes(info)
-        held = max(kv_bytes(info, stats.blocks_in_use), kv_bytes(info, reserved_blocks))
+        in_use = kv_bytes(info, stats.blocks_in_use)
+        held = max(in_use, kv_bytes(info, reserved_blocks))
         replica = ReplicaView(
             id=REPLICA_ID,
-            gpus=1,
+            gpus=replica_gpus(info),
             measured_at_s=now_s,
             kv_capacity_bytes=capacity,
             kv_free_bytes=capacity - held,
@@ -52,68 +54,65 @@ class LocalFleet:
             gpu_mode=self.gpu_mode,
             now_s=now_s,
             replicas=(replica,),
-            gpus=self.gpu_views(),
+            gpus=self._gpu_views(info, stats),
             machine_gpus=self.machine_gpus,
         )
 
     def gpu_views(self) -> tuple[GpuView, ...]:
         """Each GPU (or the machine's memory, where there is none) as last seen. Raises NotReady
         while no engine is up."""
-        info, stats = self.engine.info(), self.engine.stats()
-        in_use = kv_bytes(info, stats.blocks_in_use)
-        # On a CPU only blocks that were ever written take memory; a CUDA pool is taken whole.
-        pool = kv_capacity_bytes(info)
-        if info.device == "cpu":
-            pool = in_use + kv_bytes(info, stats.blocks_cached)
+        return self._gpu_views(self.engine.info(), self.engine.stats())
+
+    def _gpu_views(self, info: EngineInfo, stats: EngineStats) -> tuple[GpuView, ...]:
         readings = self.readings()
-        own = [_runs_on(info.device, n, gpu.reading) for n, gpu in enumerate(readings)]
-        views = tuple(
-            self._own(info, gpu, in_use, pool) if ours else _foreign(gpu)
-            for gpu, ours in zip(readings, own, strict=True)
-        )
+        shares = {share.device: share for share in devices_of(info)}
+        views: list[GpuView] = []
+        for index, gpu in enumerate(readings):
+            # Devices count in CUDA's order; a reading's id is the GPU's place in the machine.
+            device = "cpu" if gpu.reading.id == "cpu" else f"cuda:{index}"
+            share = shares.pop(device, None)
+            views.append(_foreign(gpu) if share is None else _own(share, gpu, stats))
         # What was never read is listed as unknown: left out, it would pass for no pressure.
-        return views if any(own) else (_unread(info, in_use), *views)
-
-    def _own(
-        self,
-        info: EngineInfo,
-        gpu: ProbedGpu,
-        in_use_bytes: int,
-        pool_bytes: int,
-    ) -> GpuView:
-        reading = gpu.reading
-        # What a step holds at its peak may or may not be in the reading: counting it as ours and
-        # not as others' errs towards more pressure.
-        others = None
-        if reading.used_bytes is not None:
-            others = max(0, reading.used_bytes - info.weights_bytes - pool_bytes)
-        return GpuView(
-            id=reading.id,
-            total_bytes=reading.total_bytes or 0,
-            measured_at_s=gpu.measured_at_s,
-            others_bytes=others,
-            weights_bytes=info.weights_bytes,
-            activations_peak_bytes=info.activations_peak_bytes,
-            kv_in_use_bytes=in_use_bytes,
-            utilization_percent=_percent(reading.utilization),
-        )
+        return (*(_unread(share, stats) for share in shares.values()), *views)
 
 
-def _runs_on(device: str, index: int, reading: GpuReading) -> bool:
-    """Whether the replica's device (`cpu`, `cuda:N`) is the GPU with this place in CUDA's order."""
-    return reading.id == "cpu" if device == "cpu" else device == f"cuda:{index}"
-
-
-def _unread(info: EngineInfo, in_use_bytes: int) -> GpuView:
-    """The replica's own device before its first good reading; 0 stands for a total not known."""
+def _own(share: DeviceShare, gpu: ProbedGpu, stats: EngineStats) -> GpuView:
+    """A device that ranks of the replica run on."""
+    reading = gpu.reading
+    in_use = share.kv_bytes(stats.blocks_in_use)
+    # On a CPU only blocks that were ever written take memory; a CUDA pool is taken whole.
+    pool = share.kv_pool_bytes
+    if share.device == "cpu":
+        pool = in_use + share.kv_bytes(stats.blocks_cached)
+    # What a step holds at its peak may or may not be in the reading: counting it as ours and
+    # not as others' errs towards more pressure.
+    others = None
+    if reading.used_bytes is not None:
+        others = max(0, reading.used_bytes - share.weights_bytes - pool)
     return GpuView(
-        id=info.device,
+        id=reading.id,
+        total_bytes=reading.total_bytes or 0,
+        measured_at_s=gpu.measured_at_s,
+        others_bytes=others,
+        weights_bytes=share.weights_bytes,
+        activations_peak_bytes=share.activations_peak_bytes,
+        kv_in_use_bytes=in_use,
+        kv_pool_bytes=share.kv_pool_bytes,
+        utilization_percent=_percent(reading.utilization),
+    )
+
+
+def _unread(share: DeviceShare, stats: EngineStats) -> GpuView:
+    """A device of the replica before its first good reading; 0 stands for a total not known."""
+    return GpuView(
+        id=share.device,
         total_bytes=0,
         measured_at_s=None,
         others_bytes=None,
-        weights_bytes=info.weights_bytes,
-        activations_peak_bytes=info.activations_peak_bytes,
-        kv_in_use_bytes=in_use_bytes,
+        weights_bytes=share.weights_bytes,
+        activations_peak_bytes=share.activations_peak_bytes,
+        kv_in_use_bytes=share.kv_bytes(stats.blocks_in_use),
+        kv_pool_bytes=share.kv_pool_bytes,
     )
 
 

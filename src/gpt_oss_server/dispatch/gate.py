@@ -68,6 +68,12 @@ class AdmissionGate:
         self._look()
         return self._core.snapshot()
 
+    def blocks_used(self) -> dict[str, int]:
+        """Blocks reserved now, per group name, in the pools that the engine has now. Asked for
+        every decision, where a snapshot would cost more than the decision."""
+        self._look()
+        return self._core.blocks_used
+
     @asynccontextmanager
     async def lease(self, request: AdmissionRequest) -> AsyncIterator[Held]:
         """Hold KV for `request` while the block runs, after waiting for it where need be.
@@ -146,11 +152,10 @@ class AdmissionGate:
             f"waited {departure.waited_s:.1f} s without a place ({departure.reason})",
             departure.retry_after_s,
         )
-        if isinstance(error, Overloaded):
-            error.reason = departure.reason
+        error.reason = departure.reason
         return error
 
-    def _refusal(self, why: str, retry_after_s: float | None) -> ServerError:
+    def _refusal(self, why: str, retry_after_s: float | None) -> NotReady | Overloaded:
         if self._core.on_hold:
             return NotReady(f"The engine is being restarted: {why}.", retry_after_s=retry_after_s)
         return Overloaded(f"Too many requests: {why}.", retry_after_s=retry_after_s)

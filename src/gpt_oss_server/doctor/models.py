@@ -90,6 +90,12 @@ def _from_folder(folder: Path, model_id: str, source: Source) -> ModelFacts:
     return ModelFacts(model_id, config, source, size, complete or source == "built in")
 
 
+def checkpoint_size(folder: Path) -> int | None:
+    """Bytes that the checkpoint's index states; None where there is no index. Raises StartupError
+    for one that cannot be read."""
+    return _weights_in(folder)[0]
+
+
 def _weights_in(folder: Path) -> tuple[int | None, bool]:
     """The checkpoint's size as its index states it, and whether all its files are there."""
     index = folder / _INDEX

@@ -12,15 +12,20 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gpt_oss_server.errors import ConfigError
-from gpt_oss_server.memory.architecture import shape_from_config
+from gpt_oss_server.memory.architecture import ModelShape, shape_from_config
 from gpt_oss_server.memory.fit import FitReport, FitRequest, GpuMode, fit
 from gpt_oss_server.memory.kv import DTYPE_BYTES, kv_bytes_per_token
-from gpt_oss_server.memory.weights import weights_of
+from gpt_oss_server.memory.weights import ModelWeights, weights_of
 
 MODES: tuple[GpuMode, ...] = ("single", "auto", "tensor", "pipeline")
 # The mode to prefer among equals.
 _PREFERENCE: tuple[GpuMode, ...] = ("single", "tensor", "pipeline", "auto")
 _MORE_GPUS = (2, 4, 8, 16, 32, 64)
+
+# Modes in which weights that are stored quantized take what plain numbers take: ranks hold them
+# so, and a device map is worked out as if they were.
+PLAIN_MODES: tuple[GpuMode, ...] = ("auto", "tensor", "pipeline")
+PLAIN_NOTE = "over several GPUs quantized weights count as plain numbers"
 
 WeightsForm = Literal["mxfp4", "bf16"]
 Limit = Literal["context", "kv_memory", "max_num_seqs", "too_long"]
@@ -30,8 +35,9 @@ Limit = Literal["context", "kv_memory", "max_num_seqs", "too_long"]
 class PlanRequest:
     """What is asked: `machine` holds the GPUs and the settings (its `mode` is not used).
 
-    `weights` is the form of a quantized checkpoint's weights in memory, None as it is stored.
-    `dtype` is that of everything else and of the KV cache.
+    `weights` is the form of a quantized checkpoint's weights in memory, None as it is stored; in
+    `PLAIN_MODES` they are plain numbers whatever it says. `dtype` is that of everything else and of
+    the KV cache.
     """
 
     machine: FitRequest
@@ -39,19 +45,35 @@ class PlanRequest:
     weights: WeightsForm | None = None
     checkpoint_bytes: int | None = None
 
+    def dequantized(self, mode: GpuMode) -> bool:
+        """Whether weights that are stored quantized are held as `dtype`."""
+        return self.weights == "bf16" or mode in PLAIN_MODES
+
+    def weights_in(self, config: Mapping[str, Any], mode: GpuMode) -> ModelWeights:
+        """The weights as they are held in a mode. Raises ShapeUnknown."""
+        return weights_of(
+            config,
+            dtype=self.dtype,
+            dequantized=self.dequantized(mode),
+            checkpoint_bytes=self.checkpoint_bytes,
+        )
+
 
 @dataclass(frozen=True)
 class ModePlan:
     """One mode. `report` is None where the mode needs more GPUs than there are.
 
     `longest_limit` and `concurrent_limits` (by request length) say what bounds the figures of
-    the report; they are empty where it does not fit.
+    the report; they are empty where it does not fit. `token_bytes` is what a further token of a
+    request takes on the GPU where it takes most; over all GPUs it is `Plan.kv_bytes_per_token`, or
+    more where KV heads are replicated.
     """
 
     mode: GpuMode
     report: FitReport | None
     longest_limit: Limit | None
     concurrent_limits: Mapping[int, Limit]
+    token_bytes: int = 0
 
     @property
     def fits(self) -> bool:
@@ -110,32 +132,27 @@ def make_plan(config: Mapping[str, Any], asked: PlanRequest) -> Plan:
     stored = stored_form(config)
     if asked.weights == "mxfp4" and stored != "mxfp4":
         raise ConfigError(f"the checkpoint's weights are not MXFP4 (they are {stored or 'plain'})")
-    dequantized = asked.weights == "bf16"
     shape = shape_from_config(config)
-    weights = weights_of(
-        config,
-        dtype=asked.dtype,
-        dequantized=dequantized,
-        checkpoint_bytes=asked.checkpoint_bytes,
-    )
+    weights = asked.weights_in(config, "single")
     return Plan(
         asked=asked,
-        weights=asked.dtype if dequantized or stored is None else stored,
+        weights=asked.dtype if asked.weights == "bf16" or stored is None else stored,
         weights_bytes=weights.total_bytes,
         context_tokens=shape.max_positions,
         kv_bytes_per_token=kv_bytes_per_token(shape, DTYPE_BYTES[asked.dtype]),
-        modes=tuple(_mode_plan(config, asked, mode, shape.max_positions) for mode in MODES),
+        modes=tuple(_mode_plan(config, asked, mode, shape) for mode in MODES),
         weights_exact=weights.exact,
         kv_exact=shape.exact,
     )
 
 
 def _mode_plan(
-    config: Mapping[str, Any], asked: PlanRequest, mode: GpuMode, context: int | None
+    config: Mapping[str, Any], asked: PlanRequest, mode: GpuMode, shape: ModelShape
 ) -> ModePlan:
     if mode != "single" and asked.machine.gpus < 2:
         return ModePlan(mode, None, None, {})
-    report = _fit(config, asked, replace(asked.machine, mode=mode))
+    machine = replace(asked.machine, mode=mode)
+    report = _fit(config, asked, machine)
     if not report.fits:
         return ModePlan(mode, report, None, {})
     limits: dict[int, Limit] = {}
@@ -145,18 +162,26 @@ def _mode_plan(
         else:
             most = asked.machine.max_num_seqs
             limits[length] = "max_num_seqs" if count >= most else "kv_memory"
-    longest: Limit = "context" if report.longest_request == context else "kv_memory"
-    return ModePlan(mode, report, longest, limits)
+    longest: Limit = "context" if report.longest_request == shape.max_positions else "kv_memory"
+    size = DTYPE_BYTES[asked.dtype]
+    runs = asked.weights_in(config, mode).stages(machine.pp)
+    stages = [shape.part(layers) for layers in runs]
+    most = max(kv_bytes_per_token(stage, size, machine.tp) for stage in stages)
+    return ModePlan(mode, report, longest, limits, most)
 
 
 def _fit(config: Mapping[str, Any], asked: PlanRequest, machine: FitRequest) -> FitReport:
-    return fit(
+    mode = machine.mode
+    report = fit(
         config,
         machine,
         dtype=asked.dtype,
-        dequantized=asked.weights == "bf16",
+        dequantized=asked.dequantized(mode),
         checkpoint_bytes=asked.checkpoint_bytes,
     )
+    if mode in PLAIN_MODES and asked.weights != "bf16" and stored_form(config) is not None:
+        return replace(report, reasons=(*report.reasons, PLAIN_NOTE))
+    return report
 
 
 def recommend(
@@ -169,7 +194,7 @@ def recommend(
         return Recommendation(None, *_what_would_fit(config, plan, allowed))
     longest = max(_longest(mode) for mode in fitting)
     best = max(fitting, key=lambda mode: _merit(mode, longest))
-    sums = "" if best.report is None else _arithmetic(plan, best.report)
+    sums = "" if best.report is None else memory_sums(plan, best.report)
     return Recommendation(best.mode, _advice(plan, best, fitting), sums)
 
 
@@ -212,8 +237,8 @@ def _shortfall(mode: ModePlan) -> int:
     return mode.report.shortfall_bytes if mode.report else 0
 
 
-def _arithmetic(plan: Plan, report: FitReport) -> str:
-    """The sum for the fullest GPU."""
+def memory_sums(plan: Plan, report: FitReport) -> str:
+    """What is left for KV on the fullest GPU, as a sum."""
     machine = plan.asked.machine
     weights, kv = max(report.weights_bytes), min(report.kv_bytes)
     usable = int(machine.gpu_memory_bytes * machine.utilization)

@@ -63,6 +63,7 @@ def table(plan: Plan, modes: Sequence[GpuMode]) -> list[str]:
     rows.append(["weights per GPU", *_cells(plans, lambda m: gib(max(m.report.weights_bytes)))])
     rows.append(["activations", *_cells(plans, lambda m: gib(m.report.activations_bytes))])
     rows.append(["KV per GPU", *_cells(plans, lambda m: gib(min(m.report.kv_bytes)), fitting=True)])
+    rows.append(["KV per token, GPU", *_cells(plans, _token, fitting=True)])
     rows.append(["KV tokens", *_cells(plans, lambda m: f"{m.report.kv_tokens:,}", fitting=True)])
     rows.append(
         [
@@ -173,6 +174,7 @@ def _mode_json(plan: ModePlan) -> dict[str, Any]:
         "activations_bytes": report.activations_bytes,
         "kv_bytes": list(report.kv_bytes),
         "kv_tokens": report.kv_tokens,
+        "kv_bytes_per_token": plan.token_bytes,
         "longest_request_tokens": report.longest_request,
         "longest_request_limit": plan.longest_limit,
         "concurrent": {str(length): count for length, count in report.concurrent.items()},
@@ -201,6 +203,10 @@ def _fits(plan: ModePlan) -> str:
         return "yes"
     missing = plan.report.shortfall_bytes
     return f"no, misses {gib(missing)}" if missing else "no, cannot be split"
+
+
+def _token(plan: ModePlan) -> str:
+    return f"{plan.token_bytes:,}"
 
 
 def _concurrent(plan: ModePlan, length: int) -> str:

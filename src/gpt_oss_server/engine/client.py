@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ BACKOFF_MAX_S = 30.0
 STABLE_AFTER_S = 60.0
 HANG_CHECK_S = 1.0
 STOP_GRACE_S = 5.0
+GROUP_POLL_S = 0.02
 # A forward pass frees and asks again for the same megabytes in every layer. glibc by default
 # returns them to the kernel each time and pays for the page faults: at 512 rows an activation
 # then takes nine times as long. The worker keeps what it freed; its peak is the same.
@@ -141,6 +143,7 @@ class EngineClient:
         self._closing = False
         self._trouble = ""
         self._heard_s = 0.0
+        self._alive_s = 0.0
 
     async def start(self) -> None:
         """Start the worker and wait until it is ready. Raises StartupError."""
@@ -168,6 +171,15 @@ class EngineClient:
         """The live worker's process id (for operators and for tests that kill it)."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The live worker's process and, where it leads several ranks, theirs."""
+        if self._process is None:
+            return ()
+        ranks = () if self._info is None else self._info.ranks
+        others = {rank.pid for rank in ranks if rank.pid is not None} - {self._process.pid}
+        return (self._process.pid, *sorted(others))
+
     async def generate(self, job: Job) -> AsyncGenerator[TokenDelta, None]:
         """See the `Engine` port."""
         transport = self._transport
@@ -175,7 +187,7 @@ class EngineClient:
             raise NotReady(f"the engine is not ready: {self._state.reason}", retry_after_s=1.0)
         key, self._next_key = self._next_key, self._next_key + 1
         if not self._streams:
-            self._heard_s = time.monotonic()
+            self._heard_s = self._alive_s = time.monotonic()
         stream = self._streams[key] = _Stream()
         try:
             transport.write(wire.frame(wire.Submit(key, job)))
@@ -308,14 +320,28 @@ class EngineClient:
         while not self._lost.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), HANG_CHECK_S)
-            silent_s = time.monotonic() - self._heard_s
-            if self._streams and self._was_ready and silent_s >= self._spec.hang_after_s:
-                self._last_words = f"it had work and said nothing for {silent_s:.0f} s"
+            if self._streams and self._was_ready and (silence := self._silence()):
+                self._last_words = silence
                 if self._process is not None:
                     self._process.kill()
                 await self._lost.wait()
 
+    def _silence(self) -> str:
+        """How long the worker has said nothing, where that is too long. One that leads several
+        ranks speaks all the time; whatever it is that has stopped it, its ranks wait for it."""
+        now_s = time.monotonic()
+        silent_s = now_s - self._heard_s
+        if silent_s >= self._spec.hang_after_s:
+            return f"it had work and said nothing for {silent_s:.0f} s"
+        still_s = now_s - max(self._heard_s, self._alive_s)
+        if self._spec.world > 1 and still_s >= self._spec.rank_timeout_s:
+            return f"the leading rank does not respond for {still_s:.0f} s"
+        return ""
+
     def _take(self, message: wire.ToFront) -> None:
+        if isinstance(message, wire.Alive):
+            self._alive_s = time.monotonic()
+            return
         self._heard_s = time.monotonic()
         if isinstance(message, wire.StepResult):
             self._deliver(message)
@@ -385,6 +411,17 @@ class EngineClient:
         except subprocess.TimeoutExpired:
             process.kill()
             await asyncio.to_thread(process.wait)
+        if self._spec.world > 1:
+            await self._end_ranks(process.pid)
+
+    async def _end_ranks(self, leader: int) -> None:
+        """End what a leading rank may have left of its group, once it has ended itself, and wait
+        for it: what they held is wanted by those that come next."""
+        deadline_s = time.monotonic() + STOP_GRACE_S
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            while time.monotonic() < deadline_s:
+                os.killpg(leader, signal.SIGKILL)
+                await asyncio.sleep(GROUP_POLL_S)
 
 
 def _words(error: BaseException) -> str:

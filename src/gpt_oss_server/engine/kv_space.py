@@ -133,20 +133,20 @@ class KvSpace:
                 pool.acquire(seq.hasher.hashes[first:hit], seq.job.session) if hit else []
             )
             self.tables[g][seq.slot, first:hit] = seq.blocks[g]
-        seq.computed = hit * self.block_size
+        seq.computed = seq.launched = hit * self.block_size
         seq.registered_blocks = hit
 
     def fit_tokens(self, seq: Sequence) -> int:
-        """How many more tokens can be computed with what the pools have left."""
+        """How many more tokens can be launched with what the pools have left."""
         ends = [
             seq.first_block[g] + len(seq.blocks[g]) + pool.available
             for g, pool in enumerate(self.pools)
         ]
-        return min(ends) * self.block_size - seq.computed
+        return min(ends) * self.block_size - seq.launched
 
     def grow(self, seq: Sequence, tokens: int) -> None:
         """Hold the blocks to compute the next `tokens` tokens; they must fit (`fit_tokens`)."""
-        end = -(-(seq.computed + tokens) // self.block_size)
+        end = -(-(seq.launched + tokens) // self.block_size)
         for g, pool in enumerate(self.pools):
             held_end = seq.first_block[g] + len(seq.blocks[g])
             if end > held_end:
@@ -155,8 +155,8 @@ class KvSpace:
                 self.tables[g][seq.slot, held_end:end] = new
 
     def advance(self, seq: Sequence, tokens: int) -> None:
-        """`tokens` more are computed: publish completed blocks, let slide what is out of the
-        window. The order matters: a block is published before it may be let go."""
+        """`tokens` more of those launched are computed: publish completed blocks, let slide what
+        is out of the window. The order matters: a block is published before it may be let go."""
         seq.computed += tokens
         if self.prefix_caching:
             self._publish(seq)
@@ -200,14 +200,15 @@ class KvSpace:
         seq.registered_blocks = complete
 
     def free(self, seq: Sequence) -> None:
-        """Let go of everything; cached contents stay findable until evicted."""
+        """Let go of everything; cached contents stay findable until evicted. Steps in flight may
+        still write where the sequence had nothing published: all later ones come behind them."""
         for g, pool in enumerate(self.pools):
             pool.release(reversed(seq.blocks[g]))
             seq.blocks[g] = []
             seq.first_block[g] = 0
         self._slots.append(seq.slot)
         seq.slot = -1
-        seq.computed = 0
+        seq.computed = seq.launched = 0
         seq.registered_blocks = 0
 
     def forget(self, session: str, keep_tokens: int) -> int:
@@ -218,5 +219,5 @@ class KvSpace:
     def predicted_blocks(self, seq: Sequence) -> list[int]:
         """What the sequence should hold by arithmetic alone, per group (for the invariant that
         prediction equals reality between steps)."""
-        end = -(-seq.computed // self.block_size)
+        end = -(-seq.launched // self.block_size)
         return [max(0, end - self._first_block(g.window, seq.computed)) for g in self.groups]

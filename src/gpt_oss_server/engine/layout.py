@@ -30,6 +30,7 @@ class _Probe:
 
     def __init__(self) -> None:
         self.seen: dict[int, LayerAttention] = {}
+        self.devices: dict[int, torch.device] = {}
 
     def __call__(
         self,
@@ -44,6 +45,7 @@ class _Probe:
         index = module.layer_idx
         if not isinstance(index, int) or index in self.seen:
             raise StartupError(f"attention layer {index} was called twice: cannot page its cache")
+        self.devices[index] = query.device
         self.seen[index] = LayerAttention(
             kind="full" if sliding_window is None else "sliding",
             window=sliding_window,
@@ -68,8 +70,17 @@ def register_attention() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, no_mask)
 
 
-def observe_layers(model: Any) -> tuple[LayerAttention, ...]:
-    """Each layer's cache geometry, from one forward pass of two tokens.
+def observe_layers(model: Any, from_hidden: bool = False) -> tuple[LayerAttention, ...]:
+    """Each layer's cache geometry: `observe` without the devices."""
+    return observe(model, model.device, from_hidden)[0]
+
+
+def observe(
+    model: Any, device: torch.device, from_hidden: bool = False
+) -> tuple[tuple[LayerAttention, ...], tuple[torch.device, ...]]:
+    """Each layer's cache geometry, and the device that it attends on, from one forward pass of two
+    tokens on `device`; with `from_hidden` of two hidden states, for a part of a model that does
+    not begin with its embedding.
 
     Raises:
         StartupError: a layer does not use transformers' attention interface (a recurrent or
@@ -86,10 +97,15 @@ def observe_layers(model: Any) -> tuple[LayerAttention, ...]:
     expected = int(model.config.get_text_config().num_hidden_layers)
     try:
         model.set_attn_implementation(name)
-        ids = torch.zeros((1, PROBE_TOKENS), dtype=torch.long, device=model.device)
-        positions = torch.arange(PROBE_TOKENS, device=model.device).unsqueeze(0)
+        positions = torch.arange(PROBE_TOKENS, device=device).unsqueeze(0)
+        given: dict[str, torch.Tensor] = {}
+        if from_hidden:
+            size = (1, PROBE_TOKENS, int(model.config.get_text_config().hidden_size))
+            given["inputs_embeds"] = torch.zeros(size, dtype=model.dtype, device=device)
+        else:
+            given["input_ids"] = torch.zeros_like(positions)
         with torch.inference_mode():
-            model(input_ids=ids, position_ids=positions, use_cache=False)
+            model(**given, position_ids=positions, use_cache=False)
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise StartupError(
             f"{model.config.model_type} cannot run on paged attention: {error}"
@@ -100,7 +116,8 @@ def observe_layers(model: Any) -> tuple[LayerAttention, ...]:
             f"{model.config.model_type} has layers whose state is not a pageable KV cache "
             f"(layers {missing[:4]}{'…' if len(missing) > 4 else ''})"
         )
-    return tuple(probe.seen[i] for i in range(expected))
+    layers = range(expected)
+    return tuple(probe.seen[i] for i in layers), tuple(probe.devices[i] for i in layers)
 
 
 def _geometry(layer: LayerAttention) -> tuple[int | None, int, int, int]:
@@ -129,21 +146,22 @@ def allocate_layers(
     shape: ModelShape,
     block_size: int,
     dtype: torch.dtype,
-    device: torch.device,
+    device: torch.device | Sequence[torch.device],
 ) -> list[LayerKv]:
-    """The pools' tensors, one pair per layer, zeroed. Their bytes equal `plan.total_bytes`; on a
-    CPU their pages are taken in the background."""
+    """The pools' tensors, one pair per layer, zeroed, on one device or on each layer's own. Their
+    bytes equal `plan.total_bytes`; on a CPU their pages are taken in the background."""
     on_host: list[npt.NDArray[Any]] = []
     layers: list[LayerKv | None] = [None] * len(shape.layers)
     for number, group in enumerate(plan.groups):
         for index in group.layer_indices:
             layer = shape.layers[index]
             rows = (group.num_blocks, block_size, layer.kv_heads)
+            where = device if isinstance(device, torch.device) else device[index]
             layers[index] = LayerKv(
                 group=number,
                 window=group.window,
-                keys=_zeros((*rows, layer.k_dim), dtype, device, on_host),
-                values=_zeros((*rows, layer.v_dim), dtype, device, on_host),
+                keys=_zeros((*rows, layer.k_dim), dtype, where, on_host),
+                values=_zeros((*rows, layer.v_dim), dtype, where, on_host),
             )
     if on_host:
         take_pages(on_host)

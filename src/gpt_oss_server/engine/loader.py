@@ -1,11 +1,13 @@
 """From a folder to a model on its device, ready for paged attention.
 
-Knows: transformers' loading calls, devices, dtypes. Does not know: KV pools or scheduling.
+Knows: transformers' loading calls, devices, dtypes. Does not know: KV pools or scheduling, or
+models that are spread over ranks (`ranks/`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +67,14 @@ def pick_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
     return own if isinstance(own, torch.dtype) else torch.bfloat16
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+def read_config(folder: Path) -> Any:
+    """The model's transformers config, a new object. Raises StartupError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise StartupError(f"{folder}: cannot read the model's config: {_line(error)}") from error
 
 
 def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel:
@@ -76,57 +84,84 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
         StartupError: no such device, no weights, an architecture transformers does not know,
             or too little memory; each with one line that says what to do.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    device = pick_device(spec.device)
+    config = read_config(Path(spec.folder))
+    dtype = pick_dtype(spec.dtype, config, device)
+    model = whole_model(spec, config, dtype, device, progress)
+    described = describe(model, device, dtype)
+    pack_if_possible(model, device, dtype, progress)
+    return described
+
+
+def whole_model(
+    spec: EngineSpec,
+    config: Any,
+    dtype: torch.dtype,
+    placement: Any,
+    progress: Callable[[str], None],
+    **more: Any,
+) -> Any:
+    """The entire model, in evaluation mode, on a device or by a device map (`placement`).
+    Random weights are the same for the same seed and kind of device. `more` goes to
+    transformers' loader. Raises StartupError as `load_model`."""
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
     if not spec.show_progress:
         hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = Path(spec.folder)
-    device = pick_device(spec.device)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise StartupError(f"{folder}: cannot read the model's config: {_line(error)}") from error
-    dtype = pick_dtype(spec.dtype, config, device)
-    if spec.load_format == "auto" and not _has_weights(folder):
-        raise StartupError(
-            f"{folder} holds no weights (*.safetensors); use --load-format random for random ones"
-        )
-    try:
+    check_weights(spec)
+    where = placement if isinstance(placement, torch.device) else "its devices"
+    with loading_errors(folder, where):
         if spec.load_format == "random":
             progress(f"initialising random weights (seed {spec.weights_seed})")
             torch.manual_seed(spec.weights_seed)
-            with device:
-                model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            with placement:
+                model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                     config, dtype=dtype
                 )
         else:
-            progress(f"loading weights onto {device} as {str(dtype).removeprefix('torch.')}")
+            progress(f"loading weights onto {where} as {str(dtype).removeprefix('torch.')}")
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
-                device_map=device,
+                device_map=placement,
                 local_files_only=True,
                 output_loading_info=True,
+                **more,
             )
             model, found = loaded
             _check_complete(folder, found["missing_keys"])
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def check_weights(spec: EngineSpec) -> None:
+    """Raises StartupError where weights are wanted and the folder has none."""
+    folder = Path(spec.folder)
+    found = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    if spec.load_format == "auto" and not found:
+        raise StartupError(
+            f"{folder} holds no weights (*.safetensors); use --load-format random for random ones"
+        )
+
+
+@contextmanager
+def loading_errors(folder: Path, where: object) -> Iterator[None]:
+    """What can go wrong while weights are read, as StartupError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise StartupError(
-            f"not enough memory on {device} for the weights: use a smaller model, --dtype "
+            f"not enough memory on {where} for the weights: use a smaller model, --dtype "
             "bfloat16, or another device"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise StartupError(f"{folder}: cannot load the model: {_line(error)}") from error
-    model.eval()
-    model.requires_grad_(False)
-    described = _describe(model, device, dtype)
-    if can_pack(device, dtype):
-        progress("laying out the weights for this CPU")
-        pack_weights(model)
-    return described
 
 
 def _check_complete(folder: Path, missing: Collection[str]) -> None:
@@ -140,15 +175,14 @@ def _check_complete(folder: Path, missing: Collection[str]) -> None:
         )
 
 
-def _describe(model: Any, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def describe(model: Any, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """What there is to know of a model, or of a rank's part of one, before it is packed."""
     text = model.config.get_text_config()
     generation = model.generation_config
     eos = generation.eos_token_id if generation is not None else None
     if eos is None:
         eos = text.eos_token_id
     ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
-    tensors = [*model.parameters(), *model.buffers()]
-    distinct = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
     return LoadedModel(
         model=model,
         device=device,
@@ -156,9 +190,24 @@ def _describe(model: Any, device: torch.device, dtype: torch.dtype) -> LoadedMod
         vocab_size=int(text.vocab_size),
         context_len=int(getattr(text, "max_position_embeddings", 0) or 0) or 2048,
         eos_token_ids=tuple(int(i) for i in ids),
-        weights_bytes=sum(distinct.values()),
+        weights_bytes=tensor_bytes([*model.parameters(), *model.buffers()]),
         active_parameters=active_parameters(model),
     )
+
+
+def tensor_bytes(tensors: Collection[torch.Tensor]) -> int:
+    """Bytes of tensors, each storage once; what is not in memory (offloaded) is not counted."""
+    there = [tensor for tensor in tensors if tensor.device.type != "meta"]
+    return sum({(t.device, t.data_ptr()): t.numel() * t.element_size() for t in there}.values())
+
+
+def pack_if_possible(
+    model: Any, device: torch.device, dtype: torch.dtype, progress: Callable[[str], None]
+) -> None:
+    """Lay the weights out for this CPU, where that helps."""
+    if can_pack(device, dtype):
+        progress("laying out the weights for this CPU")
+        pack_weights(model)
 
 
 def _line(error: BaseException) -> str:

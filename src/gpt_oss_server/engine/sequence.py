@@ -19,10 +19,11 @@ NO_SLOT = -1
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A job's life in the engine. `arrival` is its rank for fairness and preemption and never
-    changes; `computed` counts tokens whose KV is in the pool; `slot` is its row in the
-    persistent step arrays while it runs. `blocks[g]` are the block ids it holds in group g, for
-    the logical blocks `first_block[g] ..`. Up to `parting_block` its beginning was found in the
-    full-attention pools when it was last looked up.
+    changes; `computed` counts tokens whose KV is in the pool, `launched` those and the ones that
+    steps in flight compute; `turn` numbers the last step that it was in, where several may be in
+    flight. `slot` is its row in the persistent step arrays while it runs. `blocks[g]` are the
+    block ids it holds in group g, for the logical blocks `first_block[g] ..`. Up to
+    `parting_block` its beginning was found in the full-attention pools when it was last looked up.
     """
 
     key: int
@@ -35,6 +36,8 @@ class Sequence:
     blocks: list[list[int]]
     first_block: list[int]
     computed: int = 0
+    launched: int = 0
+    turn: int = 0
     registered_blocks: int = 0
     parting_block: int = 0
     slot: int = NO_SLOT
@@ -85,13 +88,23 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens whose KV must still be computed before the next one can be sampled."""
-        return self.length - self.computed
+        """Tokens that must still be launched before the next one can be sampled."""
+        return self.length - self.launched
+
+    @property
+    def in_flight(self) -> bool:
+        """Some step that has not come back computes tokens of it."""
+        return self.launched > self.computed
 
     @property
     def decoding(self) -> bool:
         """Only the last sampled token is left to compute."""
         return self.remaining == 1 and self.output_len > 0
+
+    @property
+    def generating(self) -> bool:
+        """It decodes, or its last sampled token is in flight."""
+        return self.remaining <= 1 and self.output_len > 0
 
     def append(self, token_id: int) -> None:
         if self.length == len(self._buffer):

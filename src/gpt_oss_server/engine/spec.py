@@ -5,6 +5,7 @@ Knows: the settings an engine needs. Does not know: where they came from, nor wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -16,6 +17,11 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     `max_batch_tokens`, `max_model_len` and `kv_cache_bytes` of None mean "derive": the token
     budget from the device, the length from the model's config, the pool from free memory.
     `hang_after_s` is how long a worker that has work may be silent before it is killed.
+
+    `gpus` is the number of ranks of the modes tensor and pipeline; `micro_batches` of None means
+    one step in flight per stage. A replica of several ranks of which none makes progress for
+    `rank_timeout_s` while a step is under way ends. `max_memory`, `device_map` and `offload` are
+    for the mode auto.
     """
 
     folder: str
@@ -38,3 +44,20 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 65_536
     hang_after_s: float = 120.0
     show_progress: bool = False
+    gpu_mode: Literal["single", "auto", "tensor", "pipeline"] = "single"
+    gpus: int = 1
+    micro_batches: int | None = None
+    rank_timeout_s: float = 8.0
+    max_memory: Mapping[str, str] | None = None
+    device_map: Mapping[str, str] | None = None
+    offload: Literal["none", "cpu", "disk"] = "none"
+
+    @property
+    def world(self) -> int:
+        """How many processes the model is spread over."""
+        return self.gpus if self.gpu_mode in ("tensor", "pipeline") else 1
+
+    @property
+    def depth(self) -> int:
+        """How many steps may be in flight: one per stage, unless told otherwise."""
+        return (self.micro_batches or self.gpus) if self.gpu_mode == "pipeline" else 1

@@ -63,9 +63,10 @@ def active_parameters(model: Any) -> float:
     experts = next((n for name in EXPERT_COUNTS if (n := getattr(text, name, None))), None)
     chosen = getattr(text, "num_experts_per_tok", None)
     share = min(1.0, chosen / experts) if chosen and experts else 1.0
-    embedding = model.get_input_embeddings().weight
+    # A stage of a pipeline may have neither.
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
     head = model.get_output_embeddings()
-    tied = head is not None and getattr(head, "weight", None) is embedding
+    tied = embedding is not None and getattr(head, "weight", None) is embedding
     total = 0.0
     for name, parameter in model.named_parameters():
         if parameter is embedding and not tied:

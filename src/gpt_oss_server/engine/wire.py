@@ -79,13 +79,17 @@ class StepResult(msgspec.Struct, frozen=True, tag=True):
 
 
 class Crashed(msgspec.Struct, frozen=True, tag=True):
-    """The worker's last words: its step raised. No prompt text, only the error's class."""
+    """The worker's last words: its step raised, or one of its ranks is lost. No prompt text."""
 
     message: str
 
 
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """Worker to front, now and then, where it leads several ranks: it watches them."""
+
+
 ToWorker = Start | Submit | Cancel | Forget
-ToFront = Progress | Started | StartFailed | StepResult | Crashed
+ToFront = Progress | Started | StartFailed | StepResult | Crashed | Alive
 
 
 class FrameBuffer:
@@ -114,7 +118,7 @@ class FrameBuffer:
 _encoder = msgspec.msgpack.Encoder()
 
 
-def frame(message: ToWorker | ToFront) -> bytes:
+def frame(message: msgspec.Struct) -> bytes:
     """One message, ready to be written."""
     payload = _encoder.encode(message)
     return len(payload).to_bytes(LENGTH_BYTES, "big") + payload

@@ -7,20 +7,28 @@ there is nothing to do. It ends when the socket does, so it never outlives its f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gpt_oss_server.engine import wire
 from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.engine.threads import set_threads
 from gpt_oss_server.errors import ServerError, StartupError
 from gpt_oss_server.heap import settle_heap
+
+if TYPE_CHECKING:
+    from gpt_oss_server.engine.ranks.crew import Crew
 
 STATS_INTERVAL_S = 0.1
 EXIT_CRASH = 70
@@ -34,17 +42,33 @@ class Channel:
     """The worker's end of the socket pair."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.sock = sock
         # Not select(): the number of this end is the front's, where a thousand connections may
         # have been open when it started this worker, and select() ends at 1024.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._frames = wire.FrameBuffer()
         self._decoder = msgspec.msgpack.Decoder(wire.ToWorker)
+        self._lock = threading.Lock()
+        self.started = False
+
+    def alive(self) -> None:
+        """A sign of life, from whoever watches the ranks."""
+        with contextlib.suppress(FrontGone):
+            self.send(wire.Alive())
+
+    def last_words(self, line: str, exit_status: int) -> None:
+        """Why the process ends, from whoever ends it."""
+        words = wire.Crashed(line) if self.started else wire.StartFailed(line, exit_status)
+        with contextlib.suppress(FrontGone):
+            self.send(words)
 
     def send(self, message: wire.ToFront) -> None:
+        """May be called by any thread."""
+        data = wire.frame(message)
         try:
-            self._sock.sendall(wire.frame(message))
+            with self._lock:
+                self.sock.sendall(data)
         except OSError as error:
             raise FrontGone from error
 
@@ -53,7 +77,7 @@ class Channel:
         messages: list[wire.ToWorker] = []
         while self._poll.poll(None if wait and not messages else 0):
             try:
-                data = self._sock.recv(1 << 20)
+                data = self.sock.recv(1 << 20)
             except OSError as error:
                 raise FrontGone from error
             if not data:
@@ -73,28 +97,28 @@ def _await_spec(channel: Channel) -> tuple[EngineSpec, list[wire.ToWorker]]:
     return first.spec, rest
 
 
-def _set_threads(spec: EngineSpec) -> None:
-    """`threads` 0 leaves one core to the front: two busy torch threads on two cores slow both
-    processes down by up to ten times."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(spec.threads or max(1, cores - 1))
-
-
 class Loop:
     """Serves one core until the front goes away."""
 
-    def __init__(self, channel: Channel, spec: EngineSpec) -> None:
+    def __init__(self, channel: Channel, spec: EngineSpec, crew: Crew | None = None) -> None:
         from gpt_oss_server.engine.core import EngineCore
 
+        def progress(text: str) -> None:
+            channel.send(wire.Progress(text))
+
         self._channel = channel
-        self._core = EngineCore(spec, lambda text: channel.send(wire.Progress(text)))
+        outfit = None
+        if crew is not None:
+            from gpt_oss_server.engine.ranks.leading import equip
+
+            outfit = equip(crew, progress)
+        self._core = EngineCore(spec, progress, outfit)
         self._stats_at = 0.0
 
     def run(self, backlog: list[wire.ToWorker]) -> None:
         core, channel = self._core, self._channel
         settle_heap()
+        channel.started = True
         channel.send(wire.Started(core.info()))
         messages = backlog
         while True:
@@ -130,30 +154,48 @@ def _start_failure(error: Exception) -> str:
     return f"the engine cannot start: {type(error).__name__} at {place}: {text}"
 
 
+@contextlib.contextmanager
+def _crew_of(spec: EngineSpec, channel: Channel) -> Iterator[Crew | None]:
+    """The other ranks' processes while they are needed. If one is lost, so is this process: a call
+    to it that fails here is not what the operator should read."""
+    if spec.world == 1:
+        yield None
+        return
+    from gpt_oss_server.engine.ranks.crew import Crew, Front
+
+    crew = Crew(spec, Front(channel.sock, channel.alive, channel.last_words))
+    try:
+        yield crew
+    except FrontGone:
+        raise
+    except Exception:
+        crew.await_end()
+        raise
+    finally:
+        crew.close()
+
+
 def serve(sock: socket.socket) -> int:
     """The worker's life. Returns its exit status."""
     channel = Channel(sock)
     try:
         spec, backlog = _await_spec(channel)
         try:
-            _set_threads(spec)
-            loop = Loop(channel, spec)
+            with _crew_of(spec, channel) as crew:
+                set_threads(spec)
+                Loop(channel, spec, crew).run(backlog)
+        except FrontGone:
+            raise
         except StartupError as error:
-            channel.send(wire.StartFailed(str(error), error.exit_status))
+            channel.last_words(str(error), error.exit_status)
             return error.exit_status
-        except FrontGone:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it was, it is one line to the operator
-            channel.send(wire.StartFailed(_start_failure(error), 1))
-            return 1
-        try:
-            loop.run(backlog)
-        except FrontGone:
-            raise
         except Exception as error:  # noqa: BLE001 - the process ends, whatever it was
+            if not channel.started:  # one line to the operator
+                channel.last_words(_start_failure(error), 1)
+                return 1
             # The trace goes to the operator's terminal; its locals, which hold prompts, do not.
             traceback.print_exc()
-            channel.send(wire.Crashed(type(error).__name__))
+            channel.last_words(type(error).__name__, EXIT_CRASH)
             return EXIT_CRASH
     except FrontGone:
         return 0

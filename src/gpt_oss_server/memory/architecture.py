@@ -97,18 +97,25 @@ class ModelShape:
     exact: bool = True
     warnings: tuple[str, ...] = ()
 
-    def stage(self, rank: int, pp: int) -> ModelShape:
-        """The layers of pipeline stage `rank` of `pp`, as transformers splits them: ⌊L/pp⌋ each,
-        the rest on the last. Raises `ImpossibleSplit` for more stages than layers."""
-        if not 1 <= pp <= len(self.layers):
+    def part(self, layers: range) -> ModelShape:
+        """The model as a pipeline stage with these layers sees it."""
+        return replace(self, layers=self.layers[layers.start : layers.stop])
+
+    def sharded(self, tp: int) -> ModelShape:
+        """The model as one of `tp` tensor-parallel ranks sees it. Raises `ImpossibleSplit`."""
+        if tp == 1 or not self.splits_heads:
+            return self
+        if self.num_heads % tp:
             raise ImpossibleSplit(
-                f"{len(self.layers)} layers cannot be split over {pp} pipeline stages"
+                f"{self.num_heads} attention heads cannot be split over {tp} tensor-parallel ranks"
             )
-        if not 0 <= rank < pp:
-            raise ImpossibleSplit(f"pipeline stage {rank} does not exist among {pp}")
-        each = len(self.layers) // pp
-        end = len(self.layers) if rank == pp - 1 else (rank + 1) * each
-        return replace(self, layers=self.layers[rank * each : end])
+        return replace(
+            self,
+            num_heads=self.num_heads // tp,
+            layers=tuple(
+                replace(layer, kv_heads=heads_per_rank(layer.kv_heads, tp)) for layer in self.layers
+            ),
+        )
 
 
 @dataclass(frozen=True)

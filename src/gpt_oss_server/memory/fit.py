@@ -131,9 +131,9 @@ def _laid_out(
     plans: list[PoolPlan] = []
     reasons: list[str] = []
     shortfall = 0
-    for stage, budget in enumerate(left):
+    for stage, (layers, budget) in enumerate(zip(weights.stages(asked.pp), left, strict=True)):
         try:
-            plans.append(_plan(shape.stage(stage, asked.pp), budget, asked))
+            plans.append(_plan(shape.part(layers), budget, asked))
         except PoolTooSmall as small:
             shortfall = max(shortfall, small.needed_bytes - budget)
             reasons.append(

@@ -11,7 +11,7 @@ from typing import Literal
 
 from gpt_oss_server.memory.blocks import ceil_div
 
-Split = Literal["heads", "kv_heads", "even", "replicated"]
+Split = Literal["heads", "kv_heads", "even", "vocabulary", "replicated"]
 Quantization = Literal["none", "mxfp4", "fp8"]
 
 MXFP4_GROUP = 32
@@ -48,14 +48,15 @@ class WeightPart:
     """Parameters that are stored, used and shared in one way.
 
     `vectors` counts biases, norms and sinks, never quantized. `active` is the share used for one
-    token. `split` is how tensor-parallel ranks share it. `fp8` and `mxfp4` say whether that
-    quantization stores the matrices smaller.
+    token. `split` is how tensor-parallel ranks share it, `even` in `units` that cannot be cut.
+    `fp8` and `mxfp4` say whether that quantization stores the matrices smaller.
     """
 
     name: str
     matrices: tuple[Matrix, ...] = ()
     vectors: int = 0
     split: Split = "replicated"
+    units: int = 0
     active: Fraction = Fraction(1)
     fp8: bool = False
     mxfp4: bool = False

@@ -83,7 +83,7 @@ def layer_parts(resolved: ResolvedConfig, index: int) -> tuple[WeightPart, ...]:
     parts = [WeightPart("norms", vectors=rules.norms_per_layer * hidden), *attention]
     experts = _has_experts(resolved, rules.moe, index)
     if not experts or rules.moe == "both":
-        parts.append(_dense(resolved, rules))
+        parts += _dense(resolved, rules)
     if experts:
         parts += _experts(resolved, rules)
     return tuple(parts)
@@ -180,47 +180,50 @@ def _gated(hidden: int, width: int) -> tuple[Matrix, Matrix]:
     return Matrix(2, width, hidden), Matrix(1, hidden, width)
 
 
-def _dense(resolved: ResolvedConfig, rules: WeightRules) -> WeightPart:
-    hidden, width = resolved.count("hidden_size"), dense_size(resolved)
+def _dense(resolved: ResolvedConfig, rules: WeightRules) -> list[WeightPart]:
+    return _mlp("mlp", dense_size(resolved), resolved, rules)
+
+
+def _mlp(name: str, width: int, resolved: ResolvedConfig, rules: WeightRules) -> list[WeightPart]:
+    """A gated MLP; the bias of what it returns is on each rank."""
+    hidden = resolved.count("hidden_size")
     biased = _biased(resolved, rules.mlp_bias, "mlp_bias")
-    return WeightPart(
-        "mlp",
-        _gated(hidden, width),
-        vectors=(2 * width + hidden) * biased,
-        split="replicated" if rules is GENEROUS else "even",
-        fp8=True,
-    )
+    parts = [
+        WeightPart(
+            name,
+            _gated(hidden, width),
+            vectors=2 * width * biased,
+            split="replicated" if rules is GENEROUS else "even",
+            units=width,
+            fp8=True,
+        )
+    ]
+    return [*parts, WeightPart(f"{name} output bias", vectors=hidden)] if biased else parts
 
 
 def _experts(resolved: ResolvedConfig, rules: WeightRules) -> list[WeightPart]:
     """Router, routed experts, and the experts that every token uses."""
     hidden, width = resolved.count("hidden_size"), expert_size(resolved)
     total, used = experts_of(resolved)
-    split: Split = "replicated" if rules is GENEROUS else "even"
+    active = Fraction(used, total)
     parts = [
         WeightPart("router", (Matrix(1, total, hidden),), vectors=total * rules.moe_bias),
         WeightPart(
             "experts",
             (Matrix(total, 2 * width, hidden), Matrix(total, hidden, width)),
-            vectors=total * (2 * width + hidden) * rules.moe_bias,
-            split=split,
-            active=Fraction(used, total),
+            vectors=total * 2 * width * rules.moe_bias,
+            split="replicated" if rules is GENEROUS else "even",
+            units=width,
+            active=active,
             fp8=True,
             mxfp4=True,
         ),
     ]
+    if rules.moe_bias:
+        # Ranks have a slice of every expert, and its output whole.
+        parts.append(WeightPart("expert output biases", vectors=total * hidden, active=active))
     if shared := shared_experts_of(resolved):
-        shared_width = shared * width
-        biased = _biased(resolved, rules.mlp_bias, "mlp_bias")
-        parts.append(
-            WeightPart(
-                "shared experts",
-                _gated(hidden, shared_width),
-                vectors=(2 * shared_width + hidden) * biased,
-                split=split,
-                fp8=True,
-            )
-        )
+        parts += _mlp("shared experts", shared * width, resolved, rules)
     return parts
 
 

@@ -15,12 +15,15 @@ from typing import Any
 from gpt_oss_server.memory.architecture import ResolvedConfig, geometry_of, heads_per_rank, resolve
 from gpt_oss_server.memory.blocks import ceil_div
 from gpt_oss_server.memory.errors import ImpossibleSplit, ShapeUnknown
-from gpt_oss_server.memory.weight_parts import Matrix, Quantization, WeightPart
+from gpt_oss_server.memory.stages import Load, cut_stages
+from gpt_oss_server.memory.weight_parts import Matrix, Quantization, Split, WeightPart
 from gpt_oss_server.memory.weight_rules import RULES, layer_parts
 
 WEIGHT_DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
     {"float32": 4, "bfloat16": 2, "float16": 2}
 )
+# A step that pipeline stages are balanced for: decoding for a handful of users.
+STAGE_TOKENS = 16
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _QUANTIZATIONS: Mapping[str, Quantization] = MappingProxyType({"mxfp4": "mxfp4", "fp8": "fp8"})
 
@@ -68,27 +71,59 @@ class ModelWeights:
     def rank_bytes(self, tp: int = 1, pp: int = 1) -> tuple[int, ...]:
         """Bytes on the fullest tensor-parallel rank of each pipeline stage, first stage first.
 
-        Heads, MLPs, experts and the head's vocabulary are shared by the ranks; norms, routers
-        and the embedding are on each. Stages hold ⌊L/pp⌋ layers, the last one the rest; the
-        embedding is on the first, final norm and head on the last (which needs the embedding too
-        where it is tied). Raises `ImpossibleSplit`.
+        Heads, MLPs, the width of experts and the vocabulary are shared by the ranks; norms,
+        routers and biases of what is summed over ranks are on each. Stages hold the layers that
+        `stages` says; the embedding is on the first, final norm and head on the last (which needs
+        the embedding too where it is tied). Raises `ImpossibleSplit`.
         """
-        if not 1 <= pp <= len(self.layers):
-            raise ImpossibleSplit(
-                f"{len(self.layers)} layers cannot be split over {pp} pipeline stages"
-            )
-        each = len(self.layers) // pp
         sizes = []
-        for stage in range(pp):
-            last = stage == pp - 1
-            end = len(self.layers) if last else (stage + 1) * each
-            parts = [part for layer in self.layers[stage * each : end] for part in layer]
-            if stage == 0 or (last and self.tied):
+        for stage, layers in enumerate(self.stages(pp)):
+            parts = [part for index in layers for part in self.layers[index]]
+            if stage == 0 or (stage == pp - 1 and self.tied):
                 parts.append(self.embedding)
-            if last:
+            if stage == pp - 1:
                 parts += [self.final_norm, self.head]
             sizes.append(self._scaled(sum(self._share(part, tp) for part in parts)))
         return tuple(sizes)
+
+    def stages(self, pp: int) -> tuple[range, ...]:
+        """Which layers each of `pp` pipeline stages holds, such that the slowest is as fast as
+        can be in a decode step of `STAGE_TOKENS` tokens, whose time is that of reading the weights
+        it touches: of each mixture the experts that some token is expected to choose, of the
+        embedding nothing. Raises `ImpossibleSplit`.
+        """
+        table = self.embedding.bytes(self.dtype_bytes, self.quantization)
+        last = [self.final_norm, self.embedding if self.tied else self.head]
+        return cut_stages(
+            [self._load(layer) for layer in self.layers],
+            pp,
+            before=Load(0, table),
+            # A single stage has a tied embedding once; there is nothing to choose then.
+            after=self._load(last),
+        )
+
+    def read_profile(self, tp: int = 1, pp: int = 1) -> tuple[Mapping[Fraction, int], ...]:
+        """What a step reads on the fullest tensor-parallel rank of each stage: bytes by the share
+        of them that one token uses. Of the embedding a step reads a row per token: nothing
+        here, unless it is the head too. Raises `ImpossibleSplit`."""
+        profiles = []
+        for stage, layers in enumerate(self.stages(pp)):
+            parts = [part for index in layers for part in self.layers[index]]
+            if stage == pp - 1:
+                parts += [self.final_norm, self.embedding if self.tied else self.head]
+            sizes: dict[Fraction, int] = {}
+            for part in parts:
+                sizes[part.active] = sizes.get(part.active, 0) + self._share(part, tp)
+            profiles.append({share: self._scaled(size) for share, size in sizes.items()})
+        return tuple(profiles)
+
+    def _load(self, parts: Iterable[WeightPart]) -> Load:
+        load = Load(0, 0)
+        for part in parts:
+            size = part.bytes(self.dtype_bytes, self.quantization)
+            touched = 1 - (1 - part.active) ** STAGE_TOKENS
+            load = load + Load(int(size * touched), size)
+        return load
 
     def _parts(self) -> Iterable[WeightPart]:
         yield self.embedding
@@ -112,9 +147,16 @@ class ModelWeights:
             return size
         if part.split == "kv_heads":
             return ceil_div(size * heads_per_rank(self.kv_heads, tp), self.kv_heads)
+        if part.split == "vocabulary":
+            rows = part.matrices[0].rows if part.matrices else 1
+            return size // rows * ceil_div(rows, tp)  # every rank has as many, the last ones padded
         if part.split == "heads" and self.heads % tp:
             raise ImpossibleSplit(
                 f"{self.heads} attention heads cannot be split over {tp} tensor-parallel ranks"
+            )
+        if part.units % tp:
+            raise ImpossibleSplit(
+                f"{part.name} of width {part.units} cannot be split over {tp} tensor-parallel ranks"
             )
         return ceil_div(size, tp)
 
@@ -152,12 +194,13 @@ def weights_of(
     tied = known and bool(
         config.get("tie_word_embeddings", resolved.get("tie_word_embeddings", False))
     )
+    vocabulary: Split = "vocabulary" if known else "replicated"
     layers = range(resolved.count("num_hidden_layers"))
     return ModelWeights(
-        embedding=WeightPart("embedding", (table,)),
+        embedding=WeightPart("embedding", (table,), split=vocabulary),
         layers=tuple(layer_parts(resolved, index) for index in layers),
         final_norm=WeightPart("final norm", vectors=table.columns),
-        head=WeightPart("head", () if tied else (table,), split="even" if known else "replicated"),
+        head=WeightPart("head", () if tied else (table,), split=vocabulary),
         heads=heads,
         kv_heads=geometry_of(resolved).kv_heads,
         dtype_bytes=_dtype_bytes(config, resolved, dtype, warnings),

@@ -33,6 +33,7 @@ ROUTES: tuple[Route, ...] = get_args(Route)
 SERVER_FAULTS = frozenset(
     SPECS[error].label for error in (Overloaded, NotReady, EngineFailed, Internal)
 )
+GENERATING_ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _NEVER_RAN = "none"
 _BOOLEANS = {False: "false", True: "true"}
 _NO_ADMISSION: dict[TurnedAwayReason, str] = {
@@ -142,8 +143,9 @@ class PrometheusSink:
             for result in ("met", "missed"):
                 counters["gpt_oss_slo_total"].child(slo, "single_gpu", "true", result)
             counters["gpt_oss_slo_total"].child(slo, _NEVER_RAN, "false", "missed")
-        for outcome in (OK, CANCELLED, *SERVER_FAULTS):
-            counters["gpt_oss_requests_total"].child("/v1/chat/completions", outcome)
+        for endpoint in GENERATING_ENDPOINTS:
+            for outcome in (OK, CANCELLED, *SERVER_FAULTS):
+                counters["gpt_oss_requests_total"].child(endpoint, outcome)
 
     def _decision(self, event: DecisionTaken) -> None:
         decision = event.decision
@@ -222,7 +224,9 @@ class PrometheusSink:
         for reason in record.finish_reasons:
             ended.child(reason, self._model_name).value += 1
         if record.outcome == CANCELLED:
-            ended.child("abort", self._model_name).value += 1
+            # Those that had come to their own end before are counted above.
+            cut_short = (record.n or 1) - len(record.finish_reasons)
+            ended.child("abort", self._model_name).value += max(0, cut_short)
 
     def _complete(self, record: RequestRecord, route: Route) -> None:
         e2e_s, tpot_s, decode_s = record.e2e_s, record.tpot_s, record.decode_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from gpt_oss_server.api.parsing import validate
 from gpt_oss_server.api.sampling import (
     JobPlan,
     OutputLimit,
+    SamplingDefaults,
     check_prompt_length,
     choice_seed,
     output_tokens,
@@ -50,6 +52,29 @@ def test_defaults() -> None:
     assert job.prompt == [5, 6]
     assert not job.max_tokens_explicit
     assert job.sampling == SamplingParams(max_tokens=98, seed=1234, stop_token_ids=(2, 3))
+
+
+def test_defaults_of_the_model() -> None:
+    """They hold for what a request leaves open, and for nothing that it sets."""
+    own = SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1)
+    open_plan, set_plan = (
+        replace(plan(**fields), defaults=own)
+        for fields in (
+            {},
+            {"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1},
+        )
+    )
+    assert open_plan.jobs([[5, 6]], "chat")[0].sampling == SamplingParams(
+        max_tokens=98,
+        seed=1234,
+        stop_token_ids=(2, 3),
+        temperature=0.6,
+        top_p=0.9,
+        top_k=20,
+        min_p=0.1,
+        repetition_penalty=1.1,
+    )
+    assert set_plan.jobs([[5, 6]], "chat") == plan().jobs([[5, 6]], "chat")
 
 
 @pytest.mark.parametrize(

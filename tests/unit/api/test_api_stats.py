@@ -19,7 +19,15 @@ from gpt_oss_server.nccl import NcclSettings, nccl_environment
 from gpt_oss_server.ports import GpuReading
 from gpt_oss_server.routing import RoutingConfig, TriggerPolicy
 from gpt_oss_server.telemetry.gpu import ProbedGpu, ProbeView
-from gpt_oss_server.types import EngineStats, Job, KvGroupInfo, SamplingParams, TokenDelta
+from gpt_oss_server.types import (
+    EngineInfo,
+    EngineStats,
+    Job,
+    KvGroupInfo,
+    RankInfo,
+    SamplingParams,
+    TokenDelta,
+)
 
 INFO = msgspec.structs.replace(
     DEFAULT_INFO,
@@ -76,12 +84,15 @@ def call(tokens: int, name: str, session: str | None = None) -> Call:
 
 
 def documents(
-    *readings: ProbedGpu, tokens: Sequence[int] = (), nccl: NcclSettings | None = None
+    *readings: ProbedGpu,
+    tokens: Sequence[int] = (),
+    nccl: NcclSettings | None = None,
+    info: EngineInfo = INFO,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both documents as a client reads them, while the last of these requests runs."""
 
     async def story() -> tuple[Any, Any]:
-        engine = Told(info=INFO)
+        engine = Told(info=info)
         await engine.start()
         desk = desk_of(engine, readings)
         statistics = Statistics(desk, engine, nccl, lambda: PROBE)
@@ -128,6 +139,8 @@ def test_the_rest_of_stats() -> None:
     stats, _ = documents(gpu("0", 30_000, 0.5), tokens=(101,), nccl=nccl)
     assert list(stats) == [
         "gpu_routing",
+        "placement",
+        "recommendation",
         "routing_thresholds",
         "missed_targets",
         "latency_p95_e2e_s",
@@ -138,6 +151,7 @@ def test_the_rest_of_stats() -> None:
     assert stats["routing_thresholds"] == msgspec.to_builtins(ROUTING)
     assert stats["missed_targets"] == ["gpu 0 utilisation 50.0 % < 60 %"]
     assert stats["latency_p95_e2e_s"] is None
+    assert stats["recommendation"] is None
     assert stats["engine"]["ready"] is True
     assert stats["engine"]["blocks_in_use"] == {"full": 5, "sliding": 2}
     assert stats["admission"]["running"] == 1
@@ -246,6 +260,137 @@ def test_memory_stats_has_exactly_this_shape() -> None:
     }
 
 
+def test_where_a_replica_of_one_gpu_is() -> None:
+    """One rank that has everything, whether the engine names it or not."""
+    stats, memory = documents(gpu("0", 30_000, 0.5))
+    assert stats["placement"] == {
+        "gpu_mode": "single",
+        "world": 1,
+        "gpus": 1,
+        "micro_batches": 1,
+        "ranks": [
+            {
+                "rank": 0,
+                "device": "cuda:0",
+                "pid": None,
+                "stage": 0,
+                "tp_rank": 0,
+                "first_layer": 0,
+                "layers": 3,
+                "weights_bytes": 10_000,
+                "kv_pool_bytes": POOL_BYTES,
+            }
+        ],
+    }
+    assert memory["ranks"] == [
+        {
+            "rank": 0,
+            "device": "cuda:0",
+            "weights_bytes": 10_000,
+            "kv_pool_bytes": POOL_BYTES,
+            "kv_in_use_bytes": 5 * 100 + 2 * 40,
+            "kv_predicted_bytes": 6 * 100 + 2 * 40,
+            "kv_reserved_bytes": 0,
+        }
+    ]
+
+
+def test_where_a_replica_of_several_ranks_is() -> None:
+    """Every rank with its layers and bytes; per GPU its own share of weights, pool and KV."""
+    ranks = (
+        RankInfo(
+            rank=0,
+            device="cuda:0",
+            pid=41,
+            layers=1,
+            weights_bytes=6000,
+            kv_bytes=5000,
+            block_bytes=(50, 0),
+        ),
+        RankInfo(
+            rank=1,
+            device="cuda:1",
+            pid=42,
+            stage=1,
+            first_layer=1,
+            layers=2,
+            weights_bytes=4000,
+            kv_bytes=7000,
+            block_bytes=(50, 40),
+        ),
+    )
+    info = msgspec.structs.replace(INFO, device="cuda:1", ranks=ranks, micro_batches=2)
+    stats, memory = documents(
+        gpu("0", 12_000, 0.5), gpu("1", 11_000, 0.25), tokens=(101,), info=info
+    )
+    placement = stats["placement"]
+    assert (placement["world"], placement["gpus"], placement["micro_batches"]) == (2, 2, 2)
+    assert placement["ranks"][1] == {
+        "rank": 1,
+        "device": "cuda:1",
+        "pid": 42,
+        "stage": 1,
+        "tp_rank": 0,
+        "first_layer": 1,
+        "layers": 2,
+        "weights_bytes": 4000,
+        "kv_pool_bytes": 7000,
+    }
+    assert stats["gpu_routing"]["executed"] == {"single_gpu": 0, "multi_gpu": 1}
+    assert stats["gpu_routing"]["unmet_recommendations"] == 0
+    assert stats["gpu_routing"]["gpu_balance"] == {
+        "balanced": False,
+        "coefficient": 0.5,
+        "gpu_utilization": {"0": 50.0, "1": 25.0},
+    }
+    assert [
+        (one["kv_in_use_bytes"], one["kv_predicted_bytes"], one["kv_reserved_bytes"])
+        for one in memory["ranks"]
+    ] == [(5 * 50, 6 * 50, 8 * 50), (5 * 50 + 2 * 40, 6 * 50 + 2 * 40, 8 * 50 + 2 * 40)]
+    assert [
+        (one["weights_bytes"], one["kv_pool_bytes"], one["kv_in_use_bytes"], one["others_bytes"])
+        for one in memory["gpus"]
+    ] == [(6000, 5000, 250, 1000), (4000, 7000, 330, 0)]
+    # Totals are of the whole replica; the pressure is that of the fullest GPU.
+    assert memory["kv"]["in_use_bytes"] == 250 + 330
+    assert memory["pressure"]["gpu_id"] == "0"
+    assert memory["pressure"]["value"] == (1000 + 6000 + 500 + 250) / 50_000
+
+
+def test_the_recommendation_is_the_one_worked_out_last() -> None:
+    """Off the event loop, when `/stats` is asked over HTTP; a reader in between sees the last."""
+
+    class Said:
+        refreshed = 0
+
+        async def refresh(self) -> None:
+            self.refreshed += 1
+
+        def last(self) -> dict[str, Any] | None:
+            return {"mode": "tensor"} if self.refreshed else None
+
+    class Asked:
+        def __init__(self) -> None:
+            self.replies: list[dict[str, Any]] = []
+
+        async def reply(self, document: dict[str, Any]) -> None:
+            self.replies.append(document)
+
+    async def story() -> tuple[Any, Said, Asked]:
+        engine = Told(info=INFO)
+        await engine.start()
+        said, asked = Said(), Asked()
+        statistics = Statistics(desk_of(engine, ()), engine, advice=said)
+        before = statistics.stats()["recommendation"]
+        endpoint = statistics.endpoints()[0]
+        await endpoint.handle(asked, None)  # type: ignore[arg-type]
+        return before, said, asked
+
+    before, said, asked = asyncio.run(story())
+    assert (before, said.refreshed) == (None, 1)
+    assert asked.replies[0]["recommendation"] == {"mode": "tensor"}
+
+
 def test_admission_says_the_same_in_both() -> None:
     """One snapshot, with every count."""
     stats, memory = documents(gpu("0", 30_000, 0.5), tokens=(101, 10))
@@ -313,6 +458,7 @@ def test_while_no_engine_is_up() -> None:
     assert stats["engine"]["reason"] == "the worker died"
     assert stats["gpu_routing"]["total_requests"] == 1
     assert "gpu_balance" not in stats["gpu_routing"]
+    assert stats["placement"] is None
 
 
 def test_before_the_first_engine() -> None:

@@ -158,6 +158,21 @@ def test_the_doctor_is_asked_without_its_torch_probe() -> None:
     assert SECRET not in str(found)
 
 
+def test_a_check_does_not_say_where_the_model_lies(tmp_path: Path) -> None:
+    """A folder that is not there, or is no model: it is called by its own name."""
+    for name, wrong in (("gone", "does not exist"), ("empty", "is not a model folder")):
+        folder = tmp_path / name
+        if name == "empty":
+            folder.mkdir()
+        settings = Settings(port=0, model=str(folder))
+        found = checked(settings, {}, lambda _: running_torch("cpu"))
+        (problem,) = [check for check in found["checks"] if wrong in check.get("message", "")]
+        assert problem["message"].startswith(f"model folder {name} {wrong}") or problem[
+            "message"
+        ].startswith(f"{name} {wrong}")
+        assert str(tmp_path) not in str(found["checks"])
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -45,6 +45,7 @@ def test_settings_are_shown_by_list() -> None:
         "model": "tiny",
         "api_key": "set",
         "admin_key": "set",
+        "device_map": "not set",
         "decision_log": "set",
         "log_file": "not set",
         "otlp_endpoint": "set",
@@ -97,6 +98,15 @@ def test_statistics_are_shown_by_list() -> None:
     """Parts that are on it; one that is new is hidden."""
     document = {"gpu_routing": {"a": 1}, "kv": 2, "nccl": {"X": "y"}, "new": 3}
     assert shown_statistics(document) == {"gpu_routing": {"a": 1}, "kv": 2}
+
+
+def test_who_waits_is_shown_as_a_number() -> None:
+    """How many wait for each client, the most first; not whose address it is."""
+    admission = {"waiting": 5, "waiting_by_client": {"203.0.113.7": 1, "key-3": 4}}
+    assert shown_statistics({"admission": admission}) == {
+        "admission": {"waiting": 5, "waiting_by_client": [4, 1]}
+    }
+    assert shown_statistics({"admission": None}) == {"admission": None}
 
 
 @pytest.mark.parametrize(

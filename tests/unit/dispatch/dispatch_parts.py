@@ -17,6 +17,7 @@ from gpt_oss_server.ports import GpuReading
 from gpt_oss_server.routing import RoutingConfig, TriggerPolicy
 from gpt_oss_server.routing.replay import DecisionRecord
 from gpt_oss_server.telemetry.gpu import ProbedGpu
+from gpt_oss_server.trail import Journal
 from gpt_oss_server.types import EngineInfo, Job, KvGroupInfo, SamplingParams, TokenDelta
 
 T = TypeVar("T")
@@ -106,6 +107,7 @@ def desk(
     gpu_mode: GpuMode = "single",
     machine_gpus: int | None = 0,
     records: list[DecisionRecord] | None = None,
+    journal: Journal | None = None,
     **admission: Any,
 ) -> Desk:
     """A desk over this engine; worst-case reservations unless told otherwise."""
@@ -119,6 +121,7 @@ def desk(
         sessions=SessionTable(sessions or SessionConfig()),
         clock=clock,
         on_decision=(lambda _: None) if records is None else records.append,
+        journal=journal,
     )
 
 

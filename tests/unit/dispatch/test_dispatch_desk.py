@@ -203,7 +203,7 @@ def test_who_waits_is_known_by_client_and_goes_by_priority() -> None:
 
 
 def test_latency_is_of_answers_that_ended_well() -> None:
-    """From arrival to the end, waiting included; a failed request has none."""
+    """From arrival to the end, waiting included; a failed request has neither that nor a length."""
 
     async def story() -> None:
         counter = desk(await started())
@@ -216,6 +216,7 @@ def test_latency_is_of_answers_that_ended_well() -> None:
         assert counts.latency_sum_ms["single_gpu"] == 2500.0
         assert counts.latency_count["single_gpu"] == 1
         assert counter.latencies.quantile(1.0) == 2.5
+        assert counter.lengths.quantile(1.0) == 10
 
     run(story())
 

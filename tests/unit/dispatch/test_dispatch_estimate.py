@@ -29,6 +29,21 @@ def test_predicted_bytes_of_several_sequences_add_up() -> None:
     assert predicted_kv_bytes(estimator, call(100, 29, choices=3).jobs) == 3 * one
 
 
+def test_predicted_bytes_of_different_sequences() -> None:
+    """Each costs its own, wherever it stands among the others."""
+    estimator = estimator_for(INFO)
+    jobs = [*call(100, 29, choices=2).jobs, *call(10, 7).jobs, *call(100, 29).jobs]
+    assert predicted_kv_bytes(estimator, jobs) == 3 * (8 * 8192 + 7 * 4096) + 8192 + 4096
+
+
+def test_predicted_bytes_with_a_lower_bound() -> None:
+    """Output bounds above it are lowered to it; the others are left alone."""
+    estimator = estimator_for(INFO)
+    jobs = [*call(100, 900).jobs, *call(10, 7).jobs]
+    least = predicted_kv_bytes(estimator, jobs, at_most_tokens=29)
+    assert least == 8 * 8192 + 7 * 4096 + 8192 + 4096
+
+
 def test_a_short_sequence_takes_no_more_of_a_window_than_it_has() -> None:
     """10 + 7 - 1 rows are one block in either pool."""
     assert predicted_kv_bytes(estimator_for(INFO), call(10, 7).jobs) == 8192 + 4096

@@ -61,6 +61,7 @@ def test_a_cuda_pool_that_is_reserved_and_empty_is_no_pressure() -> None:
         weights_bytes=1000,
         activations_peak_bytes=100,
         kv_in_use_bytes=2 * 8192,
+        kv_pool_bytes=POOL,
         in_use=True,
     )
     assert pressure([view]) == Pressure((5000 + 1000 + 100 + 2 * 8192) / 10**6, "0", None)

@@ -36,6 +36,8 @@ from gpt_oss_server.dispatch.desk import Desk
 from gpt_oss_server.dispatch.gate import RESUME_POLL_S, AdmissionGate
 from gpt_oss_server.engine.fake import FakeEngine
 from gpt_oss_server.errors import ContextTooLong, EngineFailed, NotReady, Overloaded
+from gpt_oss_server.events import Event, TurnedAway
+from gpt_oss_server.trail import Journal
 
 
 class Restarting(FakeEngine):
@@ -93,6 +95,76 @@ def test_who_waits_waits_for_the_restart() -> None:
         assert counter.ledger.snapshot().executed == {"single_gpu": 1, "multi_gpu": 0}
         assert counter.ledger.snapshot().total_decisions == 2
         assert_at_rest(counter)
+
+    run(story())
+
+
+def test_why_a_request_was_turned_away_during_a_restart() -> None:
+    """No place in the queue is `full` and a wait in vain `deadline`, whether or not the engine is
+    down, and what no longer fits `never_fits`; with the Retry-After that was given."""
+
+    async def story() -> None:
+        engine = Restarting(info=INFO)
+        await engine.start()
+        engine.close_gate()
+        events = list[Event]()
+        journal = Journal(events.append)
+        counter = desk(engine, max_wait_s=5.0, max_queue_length=2, journal=journal)
+        Runs(counter, engine, 900).task.add_done_callback(asyncio.Task.exception)
+        await settle()
+        patient = Runs(counter, engine, 800)
+        engine.crash()
+        await settle()
+        late = Runs(counter, engine, 100)
+        await settle()
+        with pytest.raises(NotReady):
+            await complete(counter, call(700, 5, name="full"))
+        await pass_time(4.0)
+        engine.come_back_with(40)
+        await pass_time(RESUME_POLL_S)
+        assert isinstance(patient.task.exception(), ContextTooLong)
+        engine.crash()
+        await settle()
+        vain = Runs(counter, engine, 100, name="vain")
+        await settle()
+        await pass_time(5.0)
+        assert isinstance(vain.task.exception(), NotReady)
+        assert isinstance(late.task.exception(), EngineFailed)
+        told = [
+            (event.request_id, event.reason, event.waited_s, event.retry_after_s is not None)
+            for event in events
+            if isinstance(event, TurnedAway)
+        ]
+        assert told == [
+            ("full", "full", 0.0, True),
+            ("req", "never_fits", pytest.approx(4.0 + RESUME_POLL_S), False),
+            ("vain", "deadline", pytest.approx(5.0), True),
+        ]
+        assert sum(journal.meter.waiting) == 0
+
+    run(story())
+
+
+def test_what_is_reserved_is_of_the_pools_that_there_are() -> None:
+    """Blocks reserved per group, as in a snapshot; after a restart, of the groups of the new
+    pools."""
+
+    async def story() -> None:
+        engine = Restarting(info=INFO)
+        await engine.start()
+        counter = desk(engine)
+        guest = Guest(counter, call(100, 60))
+        await settle()
+        _, gate = counter._current()
+        assert gate.blocks_used() == {"full": 10, "sliding": 3, "slots": 1}
+        assert gate.blocks_used() == gate.snapshot().blocks_used
+        engine.crash()
+        await settle()
+        engine.come_back_with(40)
+        assert gate.blocks_used() == {"full": 10, "slots": 1}
+        guest.go.set()
+        await settle()
+        assert gate.blocks_used() == {"full": 0, "slots": 0}
 
     run(story())
 

@@ -104,7 +104,9 @@ def said(seen: Examined) -> dict[str, str]:
         ),
         (server(ram_available_bytes=GIB), {"ram-too-small": "problem"}),
         (server(OSS_120B, gpu_gib=48), {"model-too-large": "problem"}),
-        (server(OSS_120B, gpu_gib=48, settings=TENSOR), {}),
+        # Over several GPUs its experts take two bytes a number.
+        (server(OSS_120B, gpu_gib=48, settings=TENSOR), {"model-too-large": "problem"}),
+        (server(OSS_120B, settings=TENSOR), {}),
         (server(gpu_gib=16), {"out-of-memory": "note"}),
         (server(settings={"gpu_memory_utilization": 0.99}), {"out-of-memory": "problem"}),
         (server(packages={**SERVER.packages, "triton": None}), {"mxfp4-kernels": "note"}),

@@ -53,7 +53,7 @@ def test_the_example_in_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
         ("--model 20b --gpu-memory 16GiB", 0),
         ("--model 20b --gpu-memory 16GiB --weights bf16", 1),
         ("--model 120b --gpu-memory 48GiB", 1),
-        ("--model 120b --gpu-memory 48GiB --gpus 2", 0),
+        ("--model 120b --gpu-memory 48GiB --gpus 8", 0),
         ("--model 120b --gpu-memory 48GiB --gpus 2 --gpu-mode single", 1),
         ("--model 20b --gpu-memory 80GiB --gpus 3 --gpu-mode tensor", 1),
         ("--gpu-memory 2GiB", 0),
@@ -109,6 +109,11 @@ def test_exit_status_of_a_calculation(
             "flag --gpu-memory-utilization: must be a number above 0 up to 1, got '1.5'",
         ),
         ("--gpu-memory", "flag --gpu-memory: expected one argument"),
+        ("--gpu-memory 80GiB --gpu Voodoo2", "flag --gpu: 'Voodoo2' is not one of B200, H200 NVL"),
+        (
+            "--gpu-memory 80GiB --requests none",
+            "flag --requests: must be an integer >= 1, got 'none'",
+        ),
         ("--memory 1", "unknown flag --memory"),
         ("--gpus 4", "flag --gpus: 4 GPUs need gpu_mode auto, tensor or pipeline, not single"),
     ],
@@ -170,6 +175,7 @@ def test_the_calculation_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         "activations_bytes": 557_383_680,
         "kv_bytes": [10_429_470_080],
         "kv_tokens": 267_792,
+        "kv_bytes_per_token": 36_864,
         "longest_request_tokens": 131_072,
         "longest_request_limit": "context",
         "concurrent": {"2048": 64, "8192": 32, "32768": 8, "131072": 2},
@@ -186,6 +192,37 @@ def test_the_calculation_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (other["weights"], other["weights_bytes"]) == ("bfloat16", 233_658_313_344)
     assert [mode["fits"] for mode in other["modes"].values()] == [False, True, True, True]
     assert answer["recommendation"]["mode"] == "single"
+    # 18 layers keep all, 8 heads over 4 ranks; of 9 layers that begin with one that does, 5.
+    assert plan["modes"]["tensor"]["kv_bytes_per_token"] == 36_864 // 4
+    assert plan["modes"]["pipeline"]["kv_bytes_per_token"] == 36_864 * 5 // 18
+    comparison = answer["comparison"]
+    assert [way["name"] for way in comparison["ways"]] == [
+        "single",
+        "4 single replicas",
+        "tensor over 4",
+        "pipeline over 4",
+        "auto over 4",
+    ]
+    assert (comparison["gpu"]["known"], comparison["load"]["given"]) == (False, False)
+
+
+def test_a_load_and_a_gpu_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """The advice is for that load, the speed that of the GPU; only allowed modes are compared."""
+    argv = "--model 20b --weights bf16 --gpu-memory 48GiB --gpus 2 --gpu H200 --requests 64"
+    status, out, _ = run(argv, capsys)
+    assert status == 0
+    assert "Recommendation: --gpu-mode tensor over 2 GPUs for 64 at once of 2,048 tokens" in out
+    assert "Assumed: H200 of the data sheet: 4,800 GB/s" in out
+    _, out, _ = run(f"{argv} --request-tokens 500 --gpu-mode pipeline --json", capsys)
+    answer = json.loads(out)
+    assert [way["mode"] for way in answer["comparison"]["ways"]] == ["pipeline"]
+    assert answer["comparison"]["load"] == {
+        "concurrent": 64,
+        "tokens": 500,
+        "longest_tokens": None,
+        "given": True,
+    }
+    assert answer["recommendation"]["mode"] == "pipeline"
 
 
 def test_settings_come_from_everywhere(
@@ -206,9 +243,9 @@ def test_settings_come_from_everywhere(
 
 def test_steps_are_those_of_the_engine() -> None:
     """What `serve` computes in a step on a GPU when nothing is set."""
-    from gpt_oss_server.engine import core
+    from gpt_oss_server.engine import outfit
 
-    assert core.CUDA_BATCH_TOKENS == CUDA_BATCH_TOKENS
+    assert outfit.CUDA_BATCH_TOKENS == CUDA_BATCH_TOKENS
 
 
 def test_a_laptop(machine: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,9 +272,11 @@ def test_a_server(machine: Any, capsys: pytest.CaptureFixture[str]) -> None:
         "\nNCCL      2.27.5; TORCH_NCCL_ASYNC_ERROR_HANDLING=1, NCCL_ASYNC_ERROR_HANDLING=1, "
         "NCCL_MIN_NCHANNELS=4, NCCL_BUFFSIZE=8388608, NCCL_P2P_DISABLE=1 (yours)\n"
     ) in out
-    assert "\nKV tokens                267,792    5,728,816  6,330,032  5,728,816\n" in out
+    assert "\nKV tokens                267,792    1,617,248  1,853,728  1,617,248\n" in out
     assert "Problems:\n  nccl-overridden\n    NCCL settings of yours are kept: " in out
     assert "    cure: unset NCCL_P2P_DISABLE unless" in out
+    assert "\ntensor over 4 " in out
+    assert "Assumed: H100 of the data sheet: 3,350 GB/s of memory" in out
 
 
 def test_a_machine_as_json(machine: Any, capsys: pytest.CaptureFixture[str]) -> None:

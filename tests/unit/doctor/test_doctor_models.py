@@ -52,7 +52,7 @@ def test_the_built_in_model() -> None:
     facts = model_facts("tiny", OFFLINE)
     assert (facts.model_id, facts.source, facts.on_hub) == ("tiny", "built in", False)
     assert facts.weights_here
-    assert facts.config["num_hidden_layers"] == 4
+    assert facts.config["num_hidden_layers"] == 6
 
 
 def test_a_folder(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gpt_oss_server.doctor.plan import (
     MODES,
+    PLAIN_NOTE,
     Plan,
     PlanRequest,
     WeightsForm,
@@ -50,19 +51,20 @@ def plan(
 
 
 def weights_bytes(config: Mapping[str, Any], tp: int = 1) -> int:
-    """Bytes of one rank: experts as 17 bytes for 32 numbers, the rest two bytes a number."""
+    """Bytes of one rank: experts as 17 bytes for 32 numbers on one GPU, the rest and those of
+    several ranks two bytes a number."""
     layers, experts = config["num_hidden_layers"], config["num_local_experts"]
-    expert_matrices = experts * (2 * H * H + H * H) * 17 // 32
-    expert_biases = experts * (2 * H + H) * 2
+    expert_matrices = experts * (2 * H * H + H * H) * (17 if tp == 1 else 64) // 32
+    expert_biases, expert_output_biases = experts * 2 * H * 2, experts * H * 2
     router = (H * experts + experts) * 2
     queries = (H * HEADS * HEAD + HEADS * HEAD) * 2
     keys_values = 2 * (H * KV_HEADS * HEAD + KV_HEADS * HEAD) * 2
     output = (HEADS * HEAD * H) * 2
     output_bias, sinks, norms = H * 2, HEADS * 2, 2 * H * 2
     shared = expert_matrices + expert_biases + queries + keys_values + output + sinks
-    each = router + output_bias + norms
+    each = router + output_bias + norms + expert_output_biases
     table = VOCAB * H * 2
-    return layers * (shared // tp + each) + table + table // tp + H * 2
+    return layers * (shared // tp + each) + 2 * table // tp + H * 2
 
 
 def activations_bytes(config: Mapping[str, Any]) -> int:
@@ -90,6 +92,9 @@ def test_single_and_tensor_on_80_gib(
     """Weights, activations, KV bytes and tokens of one GPU and of tensor ranks, to the byte."""
     found = plan(config, gpus)
     assert found.weights_bytes == weights_bytes(config) == single_weights
+    if (gpus, config) == (2, OSS_120B):
+        gpus = 4  # two are too few for its experts as plain numbers
+        found = plan(config, gpus)
     one = found.of("single").report
     assert one is not None
     assert one.kv_tokens == kv_tokens(config, 1) == single_tokens
@@ -110,19 +115,17 @@ def test_single_and_tensor_on_80_gib(
     ("config", "gpus", "mode", "kv", "concurrent"),
     [
         (OSS_20B, 1, "single", 2_504_336, (64, 64, 64, 19)),
-        (OSS_20B, 2, "tensor", 5_536_416, (64, 64, 64, 42)),
-        (OSS_20B, 2, "pipeline", 5_583_728, (64, 64, 64, 42)),
-        (OSS_20B, 4, "tensor", 11_600_560, (64, 64, 64, 64)),
-        (OSS_20B, 4, "pipeline", 11_648_288, (64, 64, 64, 64)),
-        (OSS_20B, 8, "tensor", 23_728_880, (64, 64, 64, 64)),
-        (OSS_20B, 8, "pipeline", 17_836_816, (64, 64, 64, 64)),
+        (OSS_20B, 2, "tensor", 4_441_264, (64, 64, 64, 33)),
+        (OSS_20B, 2, "pipeline", 4_441_632, (64, 64, 64, 33)),
+        (OSS_20B, 4, "tensor", 10_599_312, (64, 64, 64, 64)),
+        (OSS_20B, 4, "pipeline", 10_506_192, (64, 64, 64, 64)),
+        (OSS_20B, 8, "tensor", 22_915_424, (64, 64, 64, 64)),
+        (OSS_20B, 8, "pipeline", 16_980_240, (64, 64, 64, 64)),
         (OSS_120B, 1, "single", 267_792, (64, 32, 8, 2)),
-        (OSS_120B, 2, "tensor", 2_288_544, (64, 64, 64, 17)),
-        (OSS_120B, 2, "pipeline", 2_320_688, (64, 64, 64, 17)),
-        (OSS_120B, 4, "tensor", 6_330_032, (64, 64, 64, 48)),
-        (OSS_120B, 4, "pipeline", 5_728_816, (64, 64, 64, 43)),
-        (OSS_120B, 8, "tensor", 14_413_024, (64, 64, 64, 64)),
-        (OSS_120B, 8, "pipeline", 7_374_400, (64, 64, 64, 56)),
+        (OSS_120B, 4, "tensor", 1_853_728, (64, 64, 56, 14)),
+        (OSS_120B, 4, "pipeline", 1_617_248, (64, 64, 49, 12)),
+        (OSS_120B, 8, "tensor", 10_059_520, (64, 64, 64, 64)),
+        (OSS_120B, 8, "pipeline", 7_077_712, (64, 64, 64, 53)),
     ],
 )
 def test_concurrent_requests_on_80_gib(
@@ -144,16 +147,45 @@ def test_concurrent_requests_on_80_gib(
 
 
 def test_a_pipeline_is_bound_by_its_fullest_stage() -> None:
-    """120b in 8 stages: 4 layers each, the last one 8 and the head; two of each four keep all."""
+    """120b in 8 stages: of 4 or 5 layers, the last one 4 and the head; three of five keep all."""
     report = plan(OSS_120B, 8).of("pipeline").report
     assert report is not None
+    experts = OSS_120B["num_local_experts"] * 3 * H * H
     tables = 2 * VOCAB * H * 2 + H * 2
-    layer = (weights_bytes(OSS_120B) - tables) // 36
+    # Experts as two bytes a number where they are stored as 17 bytes for 32.
+    layer = (weights_bytes(OSS_120B) - tables) // 36 + experts * 2 - experts * 17 // 32
     embedding, head = VOCAB * H * 2, VOCAB * H * 2 + H * 2
-    assert report.weights_bytes == (4 * layer + embedding, *[4 * layer] * 6, 8 * layer + head)
-    left = USABLE - (8 * layer + head) - activations_bytes(OSS_120B)
-    block = 4 * 2 * KV_HEADS * HEAD * 2 * 16
-    assert report.kv_tokens == (left // block - SLIDING_BLOCKS) * 16 == 7_374_400
+    layers = (4, 4, 4, 5, 5, 5, 5, 4)
+    stages = [count * layer for count in layers]
+    assert report.weights_bytes == (stages[0] + embedding, *stages[1:-1], stages[-1] + head)
+    # Of five layers that begin with one that keeps all, three do.
+    left = USABLE - 5 * layer - activations_bytes(OSS_120B)
+    full, sliding = (count * 2 * KV_HEADS * HEAD * 2 * 16 for count in (3, 2))
+    blocks = (left - SLIDING_BLOCKS * sliding) // full
+    assert report.kv_tokens == blocks * 16 == 7_077_712
+
+
+@pytest.mark.parametrize(("mode", "plain"), [("single", False), ("tensor", True), ("auto", True)])
+def test_over_several_gpus_quantized_weights_are_plain(mode: GpuMode, plain: bool) -> None:
+    """Ranks hold them so, whatever was asked for; the report says it, but where all is plain."""
+    report = plan(OSS_20B, 2, weights="mxfp4").of(mode).report
+    assert report is not None
+    assert (PLAIN_NOTE in report.reasons) is plain
+    assert max(report.weights_bytes) > (GIB * 19 if plain else GIB * 12)
+    asked = plan(OSS_20B, 2, weights="bf16").of(mode).report
+    assert asked is not None
+    assert PLAIN_NOTE not in asked.reasons
+    if plain:
+        assert asked.weights_bytes == report.weights_bytes
+
+
+def test_what_a_token_takes_on_the_fullest_gpu() -> None:
+    """All layers of a head's share, or all heads of a stage's layers."""
+    found = plan(OSS_20B, 4)
+    assert found.kv_bytes_per_token == found.of("single").token_bytes == 24_576
+    assert found.of("tensor").token_bytes == 24_576 // 4
+    # 24 layers in stages of 6: three of each keep all.
+    assert found.of("pipeline").token_bytes == 24_576 * 3 // 12
 
 
 def test_auto_is_laid_out_as_pipeline() -> None:
@@ -213,7 +245,7 @@ def test_own_dtype(config: Mapping[str, Any], dtype: str) -> None:
             None,
             "single",
             "--gpu-mode single: one GPU holds it; 4 GPUs hold 4 such replicas, 1,071,168 tokens "
-            "of KV together (one model over all, --gpu-mode tensor: 6,330,032)",
+            "of KV together (one model over all, --gpu-mode tensor: 1,853,728)",
         ),
         (
             OSS_120B,
@@ -226,10 +258,18 @@ def test_own_dtype(config: Mapping[str, Any], dtype: str) -> None:
         (
             OSS_20B,
             3,
-            16,
+            24,
+            "bf16",
+            "pipeline",
+            "--gpu-mode pipeline over 3 GPUs: one GPU cannot hold it",
+        ),
+        (
+            {name: value for name, value in OSS_20B.items() if name != "quantization_config"},
+            3,
+            48,
             None,
             "pipeline",
-            "--gpu-mode pipeline over 3 GPUs: one GPU holds it too, for requests of 1,424 tokens "
+            "--gpu-mode pipeline over 3 GPUs: one GPU holds it too, for requests of 103,936 tokens "
             "at most",
         ),
         (
@@ -238,7 +278,7 @@ def test_own_dtype(config: Mapping[str, Any], dtype: str) -> None:
             48,
             None,
             None,
-            "does not fit; it needs a GPU of 69.3 GiB (--gpu-mode single) or 2 GPUs of 48.00 GiB "
+            "does not fit; it needs a GPU of 69.3 GiB (--gpu-mode single) or 8 GPUs of 48.00 GiB "
             "(--gpu-mode tensor)",
         ),
         (

@@ -74,5 +74,5 @@ def test_a_sequence_grows_past_its_buffer() -> None:
     assert seq.tokens.tolist() == [1, 2, *range(300)]
     assert (seq.prompt_len, seq.output_len, seq.remaining) == (2, 300, 302)
     assert not seq.decoding
-    seq.computed = 301
+    seq.computed = seq.launched = 301
     assert seq.decoding

@@ -77,22 +77,22 @@ def test_tiny_opens_as_harmony() -> None:
     """The built-in model: harmony, ending a turn with return or call."""
     chat = open_chat_format(TINY, today=today)
     assert isinstance(chat, HarmonyFormat)
-    assert chat.stop_token_ids == (994, 1001)
-    assert chat.vocab_size == 1024
-    assert 999 not in chat.encode("<|end|>")
+    assert chat.stop_token_ids == (2018, 2025)
+    assert chat.vocab_size == 2048
+    assert 2023 not in chat.encode("<|end|>")
     text = chat.decode(chat.render_chat(USER, reasoning_effort="low"))
     assert "Current date: 2025-06-28\n\nReasoning: low" in text
     assert text.endswith("<|start|>user<|message|>hello<|end|><|start|>assistant")
-    assert chat.token_bytes(998) == b"<|start|>"
+    assert chat.token_bytes(2022) == b"<|start|>"
 
 
 def test_harmony_vocabulary_is_recognised_without_its_model_type(tmp_path: Path) -> None:
     """A fine-tune under another model type keeps harmony if its vocabulary has it."""
     shutil.copy(TINY / "tokenizer.json", tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "mixtral", "eos_token_id": 993}')
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral", "eos_token_id": 2017}')
     chat = open_chat_format(tmp_path, today=today)
     assert isinstance(chat, HarmonyFormat)
-    assert chat.stop_token_ids == (994, 1001, 993)
+    assert chat.stop_token_ids == (2018, 2025, 2017)
 
 
 def test_gpt_oss_with_a_foreign_tokenizer_stops_start_up(tmp_path: Path) -> None:

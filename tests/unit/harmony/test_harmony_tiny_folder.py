@@ -48,19 +48,19 @@ def test_tokenizer_is_what_the_tool_writes(build_tool: ModuleType) -> None:
     assert built["added_tokens"] == committed["added_tokens"]
 
 
-def test_vocabulary_has_1024_tokens_and_all_specials() -> None:
-    """1,024 ids without gaps, the last 32 special, harmony's first among them."""
+def test_vocabulary_has_2048_tokens_and_all_specials() -> None:
+    """2,048 ids without gaps, the last 32 special, harmony's first among them."""
     backend = tokenizers.Tokenizer.from_file(str(TINY / "tokenizer.json"))
-    assert sorted(backend.get_vocab().values()) == list(range(1024))
+    assert sorted(backend.get_vocab().values()) == list(range(2048))
     added = backend.get_added_tokens_decoder()
-    assert sorted(added) == list(range(992, 1024))
-    assert [added[992 + n].content for n in range(10)] == SPECIALS
+    assert sorted(added) == list(range(2016, 2048))
+    assert [added[2016 + n].content for n in range(10)] == SPECIALS
     assert all(token.special for token in added.values())
 
 
 def test_every_byte_has_its_token(tiny: Tokenizer) -> None:
     """All 256 byte values are single tokens, so any byte string can be spelled."""
-    single = {tiny.token_bytes(i) for i in range(1024) if len(tiny.token_bytes(i)) == 1}
+    single = {tiny.token_bytes(i) for i in range(2048) if len(tiny.token_bytes(i)) == 1}
     assert single == {bytes([byte]) for byte in range(256)}
 
 
@@ -78,8 +78,8 @@ def test_transformers_loads_tokenizer_and_configs(tiny: Tokenizer) -> None:
     assert config.model_type == "gpt_oss"
     assert config.eos_token_id == [tiny.id_of("<|return|>"), tiny.id_of("<|call|>")]
     assert config.pad_token_id == tiny.id_of("<|endoftext|>")
-    assert config.vocab_size == tiny.vocab_size == 1024
-    assert config.layer_types == ["sliding_attention", "full_attention"] * 2
+    assert config.vocab_size == tiny.vocab_size == 2048
+    assert config.layer_types == ["sliding_attention", "full_attention"] * 3
     assert config.max_position_embeddings == 131072
     assert config.rope_parameters["rope_type"] == "yarn"
     assert config.rope_parameters["factor"] == 32.0

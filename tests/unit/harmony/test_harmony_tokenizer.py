@@ -57,7 +57,7 @@ def test_texts_are_encoded_one_by_one() -> None:
 def test_encoding_is_greedy_over_merges(tiny: Tokenizer) -> None:
     """Common words are single tokens: the merges are in use."""
     assert len(tiny.encode(" the")) == 1
-    assert len(tiny.encode("Channel must be included")) == 11  # of 24 bytes
+    assert len(tiny.encode("Channel must be included")) == 4  # of 24 bytes
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def test_lone_surrogates_become_replacement_characters(
 
 def test_decode_shows_specials_and_survives_unknown_ids(tiny: Tokenizer) -> None:
     """Specials decode to their spelling; ids outside the vocabulary to nothing."""
-    ids = [tiny.specials()["<|start|>"], *tiny.encode("hi"), 1024, 10**9, -1]
+    ids = [tiny.specials()["<|start|>"], *tiny.encode("hi"), 2048, 10**9, -1]
     assert tiny.decode(ids) == "<|start|>hi"
-    assert [tiny.token_bytes(i) for i in (-1, 1024, 2**40)] == [b"", b"", b""]
+    assert [tiny.token_bytes(i) for i in (-1, 2048, 2**40)] == [b"", b"", b""]
 
 
 @given(st.lists(st.integers(0, 1023)))

@@ -181,16 +181,27 @@ def test_heads_that_do_not_divide_are_impossible(kv_heads: int, tp: int) -> None
         heads_per_rank(kv_heads, tp)
 
 
-def test_stages_share_layers_as_transformers_does() -> None:
-    """Ten layers over three stages: 3, 3 and the last with the rest, nothing lost."""
+def test_a_part_has_some_of_the_layers() -> None:
+    """A stage sees its own layers, and the model's sizes."""
     shape = shape_from_config({"model_type": "gpt_oss", "num_hidden_layers": 10})
-    stages = [shape.stage(rank, 3).layers for rank in range(3)]
-    assert [len(layers) for layers in stages] == [3, 3, 4]
-    assert sum(stages, ()) == shape.layers
-    with pytest.raises(ImpossibleSplit, match="10 layers"):
-        shape.stage(0, 11)
-    with pytest.raises(ImpossibleSplit, match="stage 3"):
-        shape.stage(3, 3)
+    part = shape.part(range(3, 8))
+    assert part.layers == shape.layers[3:8]
+    assert (part.hidden_size, part.num_heads) == (shape.hidden_size, shape.num_heads)
+
+
+@pytest.mark.parametrize(("tp", "heads", "kv_heads"), [(1, 64, 8), (4, 16, 2), (16, 4, 1)])
+def test_a_tensor_rank_has_some_of_the_heads(tp: int, heads: int, kv_heads: int) -> None:
+    """Query heads are shared; key heads too, down to one."""
+    shape = shape_from_config({"model_type": "gpt_oss"}).sharded(tp)
+    assert (shape.num_heads, {layer.kv_heads for layer in shape.layers}) == (heads, {kv_heads})
+
+
+def test_heads_that_are_not_shared_stay() -> None:
+    """Latent attention is whole on every rank; 64 heads cannot be shared by 3."""
+    latent = shape_from_config({"model_type": "deepseek_v3"})
+    assert latent.sharded(2) == latent
+    with pytest.raises(ImpossibleSplit, match="64 attention heads"):
+        shape_from_config({"model_type": "gpt_oss"}).sharded(3)
 
 
 def test_a_canonical_name_wins_over_another_spelling() -> None:

@@ -9,6 +9,7 @@ import pytest
 from metric_pages import new_sink, nonzero, samples, values
 from trace_records import DECISION, NOTHING_KNOWN, record
 
+from gpt_oss_server.api.app import ENDPOINTS
 from gpt_oss_server.errors import SPECS, NotFound, Overloaded
 from gpt_oss_server.events import (
     Admitted,
@@ -21,6 +22,7 @@ from gpt_oss_server.events import (
     WorkerRestarted,
 )
 from gpt_oss_server.facts import Pressure, RequestFacts
+from gpt_oss_server.telemetry.prometheus import GENERATING_ENDPOINTS
 
 FACTS = RequestFacts(
     request_id="req_1", input_tokens=10_000, max_output_tokens=10, predicted_kv_bytes=7500 << 20
@@ -89,6 +91,31 @@ def test_a_cancelled_stream_counts_what_it_produced() -> None:
     assert found[f"vllm:time_to_first_token_seconds_count{N}"] == 1
     assert found[f"vllm:request_success_total{{finished_reason=abort}}{N}"] == 1
     assert f"vllm:e2e_request_latency_seconds_count{N}" not in found
+
+
+@pytest.mark.parametrize(
+    ("finish_reasons", "stopped", "aborted"),
+    [((), 0, 3), (("stop", "stop"), 2, 1), (("stop", "stop", "stop"), 3, 0)],
+)
+def test_each_sequence_ends_once(
+    finish_reasons: tuple[str, ...], stopped: int, aborted: int
+) -> None:
+    """A client that leaves cuts short what had not come to its own end, and only that."""
+    found = moved(RequestEnded(record(outcome="cancelled", n=3, finish_reasons=finish_reasons)))
+    ended = "vllm:request_success_total{finished_reason=%s}" + N
+    assert found.get(ended % "stop", 0) == stopped
+    assert found.get(ended % "abort", 0) == aborted
+
+
+def test_every_generating_endpoint_begins_at_zero() -> None:
+    """Failures that all come between two scrapes are an increase only from a zero before: the
+    alert on failing requests would not see them otherwise."""
+    generating = {endpoint.path for endpoint in ENDPOINTS if endpoint.operation is not None}
+    assert generating == set(GENERATING_ENDPOINTS)
+    found = values(samples(), "gpt_oss_requests_total")
+    for endpoint in generating:
+        for outcome in ("ok", "engine_failed", "internal", "overloaded", "not_ready"):
+            assert found[endpoint, outcome] == 0
 
 
 def test_a_request_that_never_ran_is_only_counted() -> None:

@@ -135,6 +135,23 @@ def test_samples_of_one_prompt_count_it_once() -> None:
     assert (journal.meter.prompt_tokens, journal.meter.cached_tokens) == (5, 3)
 
 
+def test_what_was_not_cached_never_shrinks() -> None:
+    """Several prompts, each found in the cache and each begun when it is: the prompt tokens that
+    had to be computed are a counter, and at no moment fewer than before."""
+    journal, trail = begin(Clock())
+    meter = journal.meter
+    one, other = [1, 2, 3], [4, 5, 6, 7, 8]
+    trail.planned([job(one), job(one), job(other), job(other)])
+    computed = [0]
+    for index, cached_tokens in ((1, 3), (0, 2), (3, 5), (2, 4)):
+        trail.saw(index, tokens(1, cached_tokens=cached_tokens))
+        computed.append(meter.prompt_tokens - meter.cached_tokens)
+    assert computed == [0, 0, 1, 1, 2]
+    assert (meter.prompt_tokens, meter.cached_tokens) == (8, 6)
+    record = trail.end("ok", 200)
+    assert (record.input_tokens, record.cached_tokens) == (8, 6)
+
+
 def test_totals_move_while_requests_run() -> None:
     """A stream shows in the totals with every token, long before it ends."""
     clock = Clock()

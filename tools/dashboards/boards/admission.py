@@ -14,6 +14,7 @@ from tools.dashboards.panels import (
     increase,
     quantile,
     rate,
+    share,
     total,
 )
 
@@ -27,8 +28,10 @@ _TILES = (
         kind="stat",
         queries=(
             Query(
-                f"{increase(TURNED_AWAY, reason='!=cancelled', over=RANGE)} / "
-                f"{increase(OFFERS, over=RANGE)}"
+                share(
+                    increase(TURNED_AWAY, reason="!=cancelled", over=RANGE),
+                    increase(OFFERS, over=RANGE),
+                )
             ),
         ),
         description="Share of requests that got no place, in the time shown.",

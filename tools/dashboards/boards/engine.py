@@ -14,6 +14,7 @@ from tools.dashboards.panels import (
     of,
     quantile,
     rate,
+    share,
     total,
 )
 
@@ -99,8 +100,10 @@ _KV = (
         kind="lines",
         queries=(
             Query(
-                f"{rate('gpt_oss_engine_prefix_hit_tokens_total')} / "
-                f"({rate('gpt_oss_engine_prefix_queried_tokens_total')} > 0)",
+                share(
+                    rate("gpt_oss_engine_prefix_hit_tokens_total"),
+                    rate("gpt_oss_engine_prefix_queried_tokens_total"),
+                ),
                 "share of prompt tokens",
             ),
         ),

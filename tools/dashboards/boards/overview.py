@@ -17,6 +17,7 @@ from tools.dashboards.panels import (
     of,
     quantile,
     rate,
+    share,
     total,
 )
 
@@ -32,7 +33,7 @@ def _within(slo: str, name: str) -> Panel:
     return Panel(
         title=f"{name} within target",
         kind="stat",
-        queries=(Query(f"{met} / {increase(SLO, slo=slo, over=RANGE)}"),),
+        queries=(Query(share(met, increase(SLO, slo=slo, over=RANGE))),),
         description=f"Share of requests in the time shown whose {name} met its target. The "
         "target is a 95th percentile: below 95 % it is missed.",
         unit="percentunit",
@@ -70,8 +71,10 @@ _TILES = (
         kind="stat",
         queries=(
             Query(
-                f"{increase('gpt_oss_requests_total', outcome=FAULTS, over=RANGE)} / "
-                f"{increase('gpt_oss_requests_total', over=RANGE)}"
+                share(
+                    increase("gpt_oss_requests_total", outcome=FAULTS, over=RANGE),
+                    increase("gpt_oss_requests_total", over=RANGE),
+                )
             ),
         ),
         description="Share of requests in the time shown that this server failed or refused: "
@@ -132,7 +135,7 @@ _TRAFFIC = (
 
 def _burn(slo: str) -> Query:
     missed = rate(SLO, slo=slo, result="missed")
-    return Query(f"{missed} / {rate(SLO, slo=slo)} / {BUDGET}", slo)
+    return Query(f"{share(missed, rate(SLO, slo=slo))} / {BUDGET}", slo)
 
 
 _LEVELS = (

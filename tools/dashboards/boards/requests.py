@@ -12,6 +12,7 @@ from tools.dashboards.panels import (
     percentiles,
     quantile,
     rate,
+    share,
 )
 
 TTFT = "vllm:time_to_first_token_seconds"
@@ -165,8 +166,7 @@ _SHAPE = (
         kind="lines",
         queries=(
             Query(
-                f"{rate('gpt_oss_reasoning_tokens_total')} / "
-                f"({rate('vllm:generation_tokens_total')} > 0)",
+                share(rate("gpt_oss_reasoning_tokens_total"), rate("vllm:generation_tokens_total")),
                 "share of output",
             ),
         ),

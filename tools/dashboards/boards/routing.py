@@ -17,6 +17,7 @@ from tools.dashboards.panels import (
     of,
     quantile,
     rate,
+    share,
     total,
 )
 
@@ -34,8 +35,10 @@ _TILES = (
         kind="stat",
         queries=(
             Query(
-                f"{increase(DECISIONS, over=RANGE, route='multi_gpu')} / "
-                f"{increase(DECISIONS, over=RANGE)}"
+                share(
+                    increase(DECISIONS, over=RANGE, route="multi_gpu"),
+                    increase(DECISIONS, over=RANGE),
+                )
             ),
         ),
         description="Share of decisions for several GPUs in the time shown.",
@@ -72,11 +75,12 @@ _TILES = (
         title="Decision p99",
         kind="stat",
         queries=(Query(quantile(0.99, "gpt_oss_routing_decision_seconds", over=RANGE)),),
-        description="99th percentile of the time that one decision takes, tokenising apart.",
+        description="99th percentile of the time that one decision takes, with predicting its KV "
+        "and reading the fleet; tokenising apart.",
         unit="s",
         width=6,
         height=4,
-        thresholds=((50e-6, ORANGE), (1e-3, RED)),
+        thresholds=((1e-3, ORANGE), (50e-3, RED)),
     ),
 )
 
@@ -180,8 +184,9 @@ _GPUS = (
         kind="lines",
         queries=(
             Query(
-                f"{rate('gpt_oss_gpu_energy_joules_total')} / "
-                f"({rate('vllm:generation_tokens_total')} > 0)",
+                share(
+                    rate("gpt_oss_gpu_energy_joules_total"), rate("vllm:generation_tokens_total")
+                ),
                 "joules per token",
             ),
         ),
@@ -206,7 +211,7 @@ def _share_routed(above: bool) -> str:
         at_most = rate(f"{PRESSURE}_bucket", le=THRESHOLD, **matchers)
         return f"({rate(f'{PRESSURE}_count', **matchers)} - {at_most})" if above else at_most
 
-    return f"{decisions(route='multi_gpu')} / ({decisions()} > 0)"
+    return share(decisions(route="multi_gpu"), decisions())
 
 
 _WHY = (

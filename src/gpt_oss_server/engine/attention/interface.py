@@ -5,8 +5,8 @@ Knows: the seam between `model.forward` and the KV pool. Does not know: how atte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -61,13 +61,15 @@ class StepContext:
     """What reaches the attention function of every layer through `model.forward`.
 
     `written` [T] float32 sums all that the layers wrote for each token: it is finite exactly
-    where every key and value was.
+    where every key and value was. Where layers are on several devices, `elsewhere` has the same
+    step on the others.
     """
 
     layers: Sequence[LayerKv]
     step: StepInput
     plan: StepPlan
     written: torch.Tensor
+    elsewhere: Mapping[torch.device, StepContext] = field(default_factory=dict)
 
 
 def write_kv(layer: LayerKv, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -109,6 +111,7 @@ def paged_attention(
         raise RuntimeError(
             f"layer {index}: input is on {query.device}, its KV pool on {layer.keys.device}"
         )
+    step_context = step_context.elsewhere.get(query.device, step_context)
     write_kv(
         layer,
         step_context.step.slots[layer.group],

@@ -56,8 +56,8 @@ KEPT_ROWS: tuple[Metric, ...] = (
         "counter",
         MODEL_ID,
         KEPT,
-        "Prompt tokens of requests that "
-        "reached their first token, less those found in the prefix cache.",
+        "Prompt tokens, counted when the prompt's first output token comes, less those found in "
+        "the prefix cache.",
     ),
     read("llm_decode_tokens_total", "counter", MODEL_ID, KEPT, "Output tokens, as they come."),
     moved(
@@ -113,7 +113,7 @@ VLLM_ROWS: tuple[Metric, ...] = (
         "counter",
         MODEL_NAME,
         VLLM,
-        "Prompt tokens of requests that reached their first token, cached ones included.",
+        "Prompt tokens, counted when the prompt's first output token comes, cached ones included.",
     ),
     read(
         "vllm:generation_tokens_total",
@@ -127,7 +127,8 @@ VLLM_ROWS: tuple[Metric, ...] = (
         "counter",
         ("finished_reason", "model_name"),
         VLLM,
-        "Sequences that ended: stop, length, tool_calls, or abort for those whose client left.",
+        "Sequences that ended: stop, length, tool_calls, or abort for those that were cut short "
+        "because their client left.",
     ),
     read(
         "vllm:num_preemptions_total",

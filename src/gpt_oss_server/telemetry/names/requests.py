@@ -138,7 +138,7 @@ ROUTING_ROWS: tuple[Metric, ...] = (
         "histogram",
         (),
         ROUTING,
-        "Time to take one decision, without tokenising.",
+        "Time to take one decision: predict its KV, read the fleet, decide. Tokenising apart.",
         DECISION_S,
     ),
     moved(
@@ -205,7 +205,8 @@ ADMISSION_ROWS: tuple[Metric, ...] = (
         ("reason", "priority"),
         ADMISSION,
         "Requests that got no place: full, shed (its place went to another), deadline, "
-        "never_fits, cancelled.",
+        "never_fits (larger than the whole KV pool, or, of those that waited, than the pool that "
+        "a restarted engine came back with: no_longer_fits in /stats), cancelled.",
     ),
     moved(
         "gpt_oss_admission_retry_after_seconds",

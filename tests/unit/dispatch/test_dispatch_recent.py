@@ -1,10 +1,10 @@
-"""The window of latencies and its quantile."""
+"""The window of recent values and its quantile."""
 
 from __future__ import annotations
 
 import pytest
 
-from gpt_oss_server.dispatch.latency import LatencyWindow
+from gpt_oss_server.dispatch.recent import RecentValues
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_the_smallest_value_that_covers_the_share(
     values: list[float], q: float, expected: float | None
 ) -> None:
     """Of an empty window nothing is known; else a value that was really measured."""
-    window = LatencyWindow()
+    window = RecentValues()
     for value in values:
         window.add(value)
     assert window.quantile(q) == expected
@@ -31,7 +31,7 @@ def test_the_smallest_value_that_covers_the_share(
 
 def test_only_the_last_count() -> None:
     """Beyond its size the window forgets the oldest."""
-    window = LatencyWindow(size=2)
+    window = RecentValues(size=2)
     for value in (100.0, 1.0, 2.0):
         window.add(value)
     assert window.quantile(1.0) == 2.0

@@ -1,4 +1,5 @@
-"""The last requests' latencies, for the quantile that operators set targets on.
+"""The last requests' latencies and lengths, for quantiles: what targets are set on, what advice is
+for.
 
 Knows: a bounded window of numbers. Does not know: clocks or what is measured.
 """
@@ -8,14 +9,14 @@ from __future__ import annotations
 from collections import deque
 
 
-class LatencyWindow:
-    """The most recent `size` values, in seconds."""
+class RecentValues:
+    """The most recent `size` values."""
 
     def __init__(self, size: int = 1024) -> None:
         self._values: deque[float] = deque(maxlen=size)
 
-    def add(self, seconds: float) -> None:
-        self._values.append(seconds)
+    def add(self, value: float) -> None:
+        self._values.append(value)
 
     def quantile(self, q: float) -> float | None:
         """The smallest value that at least a share `q` of the window does not exceed; None of an

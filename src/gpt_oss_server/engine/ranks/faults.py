@@ -1,0 +1,31 @@
+"""What to call what went wrong in a rank. Knows: exceptions, exit statuses. No torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+
+EXIT_BROKEN = 70
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def mishap(error: BaseException) -> str:
+    """One line: that memory ran out, or the exception's kind and place. Nothing of a prompt."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
+        return "ran out of memory"
+    frame = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" at {os.path.basename(frame[0].filename)}:{frame[0].lineno}" if frame else ""
+    return f"failed with {type(error).__name__}{place}"
+
+
+def ending(returncode: int | None) -> str:
+    """How a process ended, as the end of a sentence about it."""
+    if returncode is None:
+        return "closed its connection"
+    if returncode == -signal.SIGKILL:
+        return "was killed (SIGKILL), by somebody or for want of memory"
+    if returncode < 0:
+        return f"was killed by signal {-returncode}"
+    return f"ended (exit status {returncode})"

@@ -1,0 +1,192 @@
+"""Loads one rank's part of a model: cut first, then read no more than that.
+
+Knows: the order of it, for tensor ranks and stages. Does not know: how anything is cut; who
+starts ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from gpt_oss_server.engine.layout import observe_layers, reconcile
+from gpt_oss_server.engine.loader import (
+    check_weights,
+    describe,
+    loading_errors,
+    pack_if_possible,
+    pick_device,
+    pick_dtype,
+    read_config,
+    whole_model,
+)
+from gpt_oss_server.engine.ranks.comms import Comms
+from gpt_oss_server.engine.ranks.part import ModelPart, StagePart, TensorPart
+from gpt_oss_server.engine.ranks.place import Place
+from gpt_oss_server.engine.ranks.plan import tensor_plan
+from gpt_oss_server.engine.ranks.shard import Cut, ExpertSplit
+from gpt_oss_server.engine.ranks.skeleton import Wanted, skeleton, wanted
+from gpt_oss_server.engine.ranks.source import Checkpoint, Source, WholeModel
+from gpt_oss_server.engine.ranks.stages import StageCutter
+from gpt_oss_server.engine.ranks.tensor import TensorCutter
+from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.errors import StartupError
+from gpt_oss_server.memory.architecture import ModelShape, shape_from_config
+from gpt_oss_server.memory.errors import ImpossibleSplit, ShapeUnknown
+from gpt_oss_server.memory.weights import weights_of
+
+Progress = Callable[[str], None]
+
+
+def rank_device(spec: EngineSpec, place: Place) -> torch.device:
+    """The CPU for every rank, or the GPU of the rank's number counted from the one that `spec`
+    names. Raises StartupError for too few GPUs."""
+    first = pick_device(spec.device)
+    if first.type != "cuda":
+        return first
+    there, index = torch.cuda.device_count(), (first.index or 0) + place.rank
+    if index >= there:
+        raise StartupError(
+            f"--gpu-mode {spec.gpu_mode} over {place.world} GPUs from {first} on: this machine "
+            f"has {there}"
+        )
+    return torch.device("cuda", index)
+
+
+def load_part(
+    spec: EngineSpec, place: Place, comms: Comms, progress: Progress, experts: ExpertSplit = "width"
+) -> ModelPart:
+    """This rank's part of the model that `spec` names. All ranks call it together: at its end
+    they make sure that they loaded the same, and tensor ranks run a pass.
+
+    Raises StartupError, each with one line that says what to do.
+    """
+    folder = Path(spec.folder)
+    device = comms.device
+    config = read_config(folder)
+    dtype = pick_dtype(spec.dtype, config, device)
+    check_weights(spec)
+    whole = predicted_shape(folder)
+    model = skeleton(folder, config, dtype)
+    needs = wanted(model)
+    shapes = {need.name: tuple(need.blank.shape) for need in needs}
+    layers = _stages(folder, dtype, place)[place.stage]
+    predicted = _local_shape(whole, place, layers)
+    cutter = _cutter(model, comms, experts, layers)
+    cutter.cut()
+    source = _source(spec, shapes, dtype, progress)
+    _check_same(spec, source, comms)
+    _fill(spec, model, needs, cutter.cuts, source, device)
+    cutter.join()
+    loaded = describe(model, device, dtype)
+    pack_if_possible(model, device, dtype, progress)
+    shape, warnings = reconcile(predicted, observe_layers(model, not place.is_first_stage))
+    kind = StagePart if place.pp > 1 else TensorPart
+    return kind(loaded, layers, shape, whole, tuple(warnings), place)
+
+
+def predicted_shape(folder: Path) -> ModelShape:
+    """The whole model's shape from its config. Raises StartupError where it cannot be told."""
+    try:
+        return shape_from_config(_config_dict(folder))
+    except ShapeUnknown as error:
+        raise StartupError(f"{folder}: {error}") from error
+
+
+def _config_dict(folder: Path) -> dict[str, Any]:
+    return msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
+
+
+def _stages(folder: Path, dtype: torch.dtype, place: Place) -> tuple[range, ...]:
+    """The layers of each stage. Quantized weights are held as plain numbers by ranks. Raises
+    StartupError for more stages than layers."""
+    name = str(dtype).removeprefix("torch.")
+    try:
+        weights = weights_of(_config_dict(folder), dtype=name, dequantized=True)
+        return weights.stages(place.pp)
+    except (ImpossibleSplit, ShapeUnknown) as error:
+        raise StartupError(f"--gpu-mode pipeline: {error}") from error
+
+
+def _source(
+    spec: EngineSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    progress: Progress,
+) -> Source:
+    """The checkpoint's files where they have the model's own tensors, else the model, whole."""
+    folder = Path(spec.folder)
+    if spec.load_format == "auto":
+        with loading_errors(folder, "the host"):
+            checkpoint = Checkpoint.in_folder(folder)
+            if checkpoint is not None and checkpoint.supplies(shapes):
+                progress("reading this rank's part of the weights")
+                return checkpoint
+        progress("the checkpoint has other tensors than the model: it is loaded whole, then cut")
+    return WholeModel(whole_model(spec, read_config(folder), dtype, torch.device("cpu"), progress))
+
+
+def _check_same(spec: EngineSpec, source: Source, comms: Comms) -> None:
+    """Raises StartupError, on every rank, where ranks see different models."""
+    place = comms.place
+    digest = hashlib.sha256((Path(spec.folder) / "config.json").read_bytes())
+    digest.update(repr((spec.load_format, spec.weights_seed, spec.dtype)).encode())
+    if isinstance(source, Checkpoint):
+        digest.update(source.digest())
+    mine = int.from_bytes(digest.digest()[:7], "little")
+    seen = torch.zeros(place.world, dtype=torch.int64, device=comms.device)
+    seen[place.rank] = mine
+    values = comms.all_reduce(seen).tolist()
+    different = [rank for rank, value in enumerate(values) if value != values[place.leader]]
+    if different:
+        raise StartupError(
+            f"ranks {different} see another model in {spec.folder} than rank {place.leader}: give "
+            "all the same files"
+        )
+
+
+def _cutter(
+    model: Any, comms: Comms, experts: ExpertSplit, layers: range
+) -> TensorCutter | StageCutter:
+    if comms.place.pp > 1:
+        return StageCutter(model, comms.place, layers)
+    text = model.config.get_text_config()
+    plan = tensor_plan(text.model_type, getattr(text, "base_model_tp_plan", None))
+    return TensorCutter(model, plan, comms, experts)
+
+
+def _fill(
+    spec: EngineSpec,
+    model: Any,
+    needs: list[Wanted],
+    cuts: Mapping[str, Cut],
+    source: Source,
+    device: torch.device,
+) -> None:
+    """Put real tensors where the skeleton has none, on the device, in the skeleton's types."""
+    modules = set(model.modules())
+    with loading_errors(Path(spec.folder), device):
+        for need in (one.among(modules) for one in needs):
+            if not need.holders:
+                continue  # of another stage
+            blank = need.blank
+            tensor = source.read(need.name, cuts.get(need.name))
+            if tensor.shape != blank.shape:
+                raise ValueError(f"{need.name} is {tuple(tensor.shape)}, not {tuple(blank.shape)}")
+            need.fill(tensor.to(device, blank.dtype).contiguous())
+        for module in modules:
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[key] = buffer.to(device)
+
+
+def _local_shape(whole: ModelShape, place: Place, layers: range) -> ModelShape:
+    try:
+        return whole.part(layers).sharded(place.tp)
+    except ImpossibleSplit as error:
+        raise StartupError(f"--gpu-mode tensor: {error}") from error

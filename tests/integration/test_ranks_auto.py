@@ -1,0 +1,117 @@
+"""Mode auto in one process: on a CPU alone it is single mode; offloaded to disk it says the same;
+and it never does either unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine_runs import job, run
+from gpt_oss_server.engine.attention.interface import ATTENTION_NAME, LayerKv, StepContext
+from gpt_oss_server.engine.core import EngineCore
+from gpt_oss_server.engine.layout import register_attention
+from gpt_oss_server.engine.loader import load_model
+from gpt_oss_server.errors import StartupError
+from rank_engine import spec_for
+from tiny_models import build, saved
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LAYERS = 4
+SPREAD = {
+    "model.embed_tokens": "cpu",
+    "model.norm": "cpu",
+    "model.rotary_emb": "cpu",
+    "lm_head": "disk",
+    "model.layers.0": "cpu",
+    "model.layers.1": "disk",
+    "model.layers.2": "cpu",
+    "model.layers.3": "disk",
+}
+JOBS = {key: job([7, 3, key, 19] * (key + 1), max_tokens=12) for key in range(5)}
+
+
+@pytest.fixture(scope="module", params=["gpt_oss", "llama"])
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, one_thread: None
+) -> str:
+    return saved(build(request.param), Path(tmp_path_factory.mktemp(request.param)))
+
+
+def core_of(folder: str, **settings: Any) -> tuple[EngineCore, list[str]]:
+    """An engine, and what it said while it started."""
+    said: list[str] = []
+    return EngineCore(spec_for(folder, **settings), said.append), said
+
+
+def tokens(core: EngineCore) -> dict[int, list[int]]:
+    return {key: result.tokens for key, result in run(core, JOBS).items()}
+
+
+def test_on_a_cpu_alone_it_is_single_mode(folder: str) -> None:
+    """The same model, laid out for the CPU, in one piece and without a warning."""
+    single, _ = core_of(folder)
+    auto, said = core_of(folder, gpu_mode="auto")
+    assert tokens(auto) == tokens(single)
+    assert auto.info() == single.info()
+    assert not [line for line in said if "warning" in line]
+
+
+def test_a_map_with_layers_on_disk(folder: str) -> None:
+    """What the user's map leaves on disk is used right, and its cost is stated."""
+    single, _ = core_of(folder)
+    spread, said = core_of(folder, gpu_mode="auto", device_map=SPREAD)
+    assert tokens(spread) == tokens(single)
+    (warning,) = [line for line in said if "warning" in line]
+    assert "of weights are offloaded to disk and cross to cpu in every step" in warning
+    (rank,) = spread.info().ranks
+    assert (rank.layers, rank.device) == (LAYERS, "cpu")
+    assert rank.weights_bytes < 0.7 * single.info().weights_bytes
+    assert rank.kv_bytes == sum(g.num_blocks * g.block_bytes for g in single.info().kv_groups)
+
+
+def test_what_does_not_fit_goes_to_disk_if_asked(folder: str) -> None:
+    """A limit on the host's memory pushes layers out, and only with --offload disk."""
+    weights = core_of(folder)[0].info().weights_bytes
+    limit = {"cpu": f"{int(weights * 0.7)}"}
+    spread, said = core_of(folder, gpu_mode="auto", max_memory=limit, offload="disk")
+    assert spread.info().weights_bytes < 0.8 * weights
+    assert [line for line in said if "offloaded to disk" in line]
+    assert tokens(spread) == tokens(core_of(folder)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"device_map": {"": "tpu"}}, "'tpu' is no device"),
+        ({"device_map": {"": "0"}}, "GPU 0 is not there, this machine has 0"),
+        ({"device_map": {"": "disk"}}, "nothing is on a device that computes"),
+        ({"device_map": {"model": "cpu"}}, "no place for lm_head.weight"),
+        ({"max_memory": {"5": "1GiB"}, "offload": "disk"}, "no device '5'"),
+        ({"max_memory": {"cpu": "much"}, "offload": "disk"}, "cpu=much is no size"),
+        ({"device_map": SPREAD, "load_format": "random"}, "cannot be left on disk"),
+    ],
+)
+def test_maps_and_limits_that_cannot_be(folder: str, settings: dict[str, Any], match: str) -> None:
+    """One line that names the setting; a user's map is never mended."""
+    if not torch.cuda.is_available():
+        with pytest.raises(StartupError, match=match):
+            core_of(folder, gpu_mode="auto", **settings)
+
+
+def test_an_input_on_the_wrong_device_is_said(folder: str) -> None:
+    """Before any kernel: which layer, which device its input is on, and where its KV is."""
+    model = load_model(spec_for(folder), lambda _: None).model
+    register_attention()
+    model.set_attn_implementation(ATTENTION_NAME)
+    elsewhere = torch.zeros(1, 4, 2, 16, device="meta")
+    layers = [LayerKv(0, None, elsewhere, elsewhere)] * LAYERS
+    context = StepContext(layers, None, None, torch.zeros(2))  # type: ignore[arg-type]
+    with (
+        pytest.raises(RuntimeError, match="layer 0: input is on cpu, its KV pool on meta"),
+        torch.inference_mode(),
+    ):
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long), step_context=context)

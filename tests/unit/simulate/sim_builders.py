@@ -1,0 +1,35 @@
+"""Small replicas and models for the simulator's tests, with round numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gpt_oss_server.doctor.published import PUBLISHED
+from gpt_oss_server.simulate.cost import Efficiency, model_cost
+from gpt_oss_server.simulate.gpu_types import GpuType, gpu_type
+from gpt_oss_server.simulate.layout import EngineSettings, Replica, Shape, lay_out
+from gpt_oss_server.simulate.workload import Request, Workload, workload_of
+
+MODEL_120B = model_cost(PUBLISHED["openai/gpt-oss-120b"])
+
+# A GPU on which a byte and an operation take a round time; efficiencies of one.
+PLAIN_GPU = GpuType("plain", "test", 80_000_000_000, 1e12, 1e14, 1e11, "test", 1.0)
+PLAIN = Efficiency(1.0, 0.0, 0.0, 1.0, 1.0, 0.0)
+
+
+def replica(
+    blocks: int | None = None, tp: int = 1, gpu: str = "h100", **settings: object
+) -> Replica:
+    """gpt-oss-120b on `tp` GPUs, with a pool of `blocks` blocks if given."""
+    limits = EngineSettings(**settings)  # type: ignore[arg-type]
+    shape = Shape(gpu_type(gpu), tp)
+    whole = lay_out(PUBLISHED["openai/gpt-oss-120b"], MODEL_120B, shape, limits, Efficiency())
+    if blocks is None:
+        return whole
+    tokens = blocks * limits.block_size
+    return replace(whole, kv_blocks=blocks, longest_tokens=min(tokens, whole.longest_tokens))
+
+
+def workload(*rows: tuple[float, int, int]) -> Workload:
+    """Requests from (arrival, input, output)."""
+    return workload_of("test", [Request(*row) for row in rows])
