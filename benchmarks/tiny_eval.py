@@ -6,7 +6,8 @@
 
 Each case runs through the server's own renderer, engine and parser, greedily and at temperature
 0.7. `harmony`: the tokens are an optional analysis message and then exactly one final message or
-one call with JSON arguments, closed by the right token. `right`: the answer, or the tool and all
+one call with JSON arguments, closed by the right token. `calls`: of those who should call, those who
+do, a tool that is offered, with arguments that its schema allows. `right`: the answer, or the tool and all
 arguments, are exactly those expected. What is held out, and how, says `tiny_cases.py`.
 """
 
@@ -23,6 +24,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import torch
+from jsonschema import Draft202012Validator
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -50,13 +52,21 @@ _HARMONY = re.compile(f"{_ANALYSIS}(?:{_FINAL}|{_CALL})", re.DOTALL)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the model said to one case. `well_formed` includes that arguments are JSON."""
+    """What the model said to one case. `well_formed` includes that arguments are JSON,
+    `valid_call` that the tool is offered and its schema allows the arguments."""
 
     case: Case
     text: str
     tokens: int
     well_formed: bool
     right: bool
+    valid_call: bool = False
+
+
+def is_valid_call(case: Case, name: str, arguments: object) -> bool:
+    """Whether the case offers such a tool with such arguments."""
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in case.tools}
+    return name in schemas and Draft202012Validator(schemas[name]).is_valid(arguments)
 
 
 def judge(case: Case, text: str, tokens: int) -> Outcome:
@@ -70,7 +80,14 @@ def judge(case: Case, text: str, tokens: int) -> Outcome:
         arguments = json.loads(match["arguments"])
     except ValueError:
         return Outcome(case, text, tokens, well_formed=False, right=False)
-    return Outcome(case, text, tokens, True, right=(match["name"], arguments) == case.call)
+    return Outcome(
+        case,
+        text,
+        tokens,
+        True,
+        right=(match["name"], arguments) == case.call,
+        valid_call=is_valid_call(case, match["name"], arguments),
+    )
 
 
 def answers(
@@ -111,8 +128,8 @@ def examine(
 def table(found: dict[float, list[Outcome]]) -> list[str]:
     """Markdown: one row per kind of case and temperature."""
     lines = [
-        "| asked | temperature | cases | harmony | right |",
-        "|---|---:|---:|---:|---:|",
+        "| asked | temperature | cases | harmony | calls | right |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for temperature, outcomes in found.items():
         kinds: dict[str, list[Outcome]] = defaultdict(list)
@@ -123,7 +140,11 @@ def table(found: dict[float, list[Outcome]]) -> list[str]:
         for kind, some in [*kinds.items(), ("**all**", whole)]:
             harmony = sum(o.well_formed for o in some) / len(some)
             right = sum(o.right for o in some) / len(some)
-            lines.append(f"| {kind} | {temperature} | {len(some)} | {harmony:.1%} | {right:.1%} |")
+            calls = [o.valid_call for o in some if o.case.call is not None]
+            called = f"{sum(calls) / len(calls):.1%}" if calls else ""
+            lines.append(
+                f"| {kind} | {temperature} | {len(some)} | {harmony:.1%} | {called} | {right:.1%} |"
+            )
     return lines
 
 

@@ -6,6 +6,7 @@ Knows: `EngineClient`, process ids. Does not know: what happens inside a rank.
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -24,13 +25,14 @@ from tiny_models import build, saved
 
 TINY = Path(gpt_oss_server.__file__).parent / "models" / "tiny"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-EOS = (994, 1001)
+CONFIG = json.loads((TINY / "config.json").read_text())
+EOS = tuple(CONFIG["eos_token_id"])
 DEADLINE_S = 120.0
 
 
 def talkative_folder(folder: Path) -> str:
     """A gpt-oss of four layers with the built-in vocabulary and weights of varied output."""
-    saved(build("gpt_oss", vocab_size=1024, eos_token_id=list(EOS)), folder)
+    saved(build("gpt_oss", vocab_size=CONFIG["vocab_size"], eos_token_id=list(EOS)), folder)
     for name in TOKENIZER_FILES:
         shutil.copy(TINY / name, folder)
     return str(folder)
@@ -52,12 +54,10 @@ def crew_spec(folder: str, mode: str = "pipeline", gpus: int = 2, **changes: Any
 
 
 @asynccontextmanager
-async def started(
-    spec: EngineSpec, on_progress: Callable[[str], None] = lambda _: None
-) -> AsyncIterator[EngineClient]:
+async def started(spec: EngineSpec, deadline_s: float = DEADLINE_S) -> AsyncIterator[EngineClient]:
     """A started client; when it is closed, none of its processes is left."""
-    client = EngineClient(spec, on_progress=on_progress)
-    async with asyncio.timeout(DEADLINE_S):
+    client = EngineClient(spec)
+    async with asyncio.timeout(deadline_s):
         await client.start()
         try:
             yield client

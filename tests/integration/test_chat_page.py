@@ -14,6 +14,7 @@ from live_server import LiveServer, Serve
 from tools.browser import Chromium
 
 from gpt_oss_server.api.auth import KeyRing
+from gpt_oss_server.api.services import ServedModel
 from gpt_oss_server.engine.fake import Script
 from gpt_oss_server.errors import EngineFailed
 from gpt_oss_server.routing import RoutingConfig
@@ -353,3 +354,66 @@ def test_with_the_real_engine(browser: Chromium) -> None:
         assert page.where() == ("single_gpu", "default: no multi-GPU trigger")
         assert page.figures()["KV predicted"].endswith("iB")
         assert page.page.complaints == []
+
+
+def test_only_the_last_answer_is_tried_again(serve: Serve, browser: Chromium) -> None:
+    """Behind a later message the failed answer stays, without a way to ask for it: its question
+    is no longer the last one."""
+    scripts = [
+        Script(ids_of("Hello"), fail_after=0, error=EngineFailed("The worker died.")),
+        Script((*ids_of("Yes"), END)),
+    ]
+    live = serve(lambda _: scripts.pop(0))
+    page = ChatPage.of(browser, live)
+    page.send("first")
+    page.until_done()
+    assert page.page.shows(".failure button")
+    assert page.ask("second", 2) == "Yes"
+    assert page.page.text(".failure").startswith("The worker died.")
+    assert page.page.ask("document.querySelector('.failure button')") is None
+
+
+def test_another_model_is_served_by_now(serve: Serve, browser: Chromium) -> None:
+    """A page that outlives a restart with another model asks who is there, and goes on."""
+    live = serve(lambda _: Script((*ids_of("Hello"), END)))
+    page = ChatPage.of(browser, live)
+    object.__setattr__(live.services, "model", ServedModel(("other",), created=1))
+    page.send("hi")
+    page.until_done()
+    assert "status 404" in page.page.text(".failure .about")
+    page.page.until("document.getElementById('model').textContent === 'other'")
+    page.page.click(".failure button")
+    page.page.until("document.querySelector('.assistant .text').innerText === 'Hello'")
+    assert len(live.engine.jobs) == 1
+
+
+def test_the_choice_of_tools_outlives_a_reload(serve: Serve, browser: Chromium) -> None:
+    """Settings last as long as the tab: also which function must be called."""
+    live = harmony_server(serve, call("get_weather", "{}"))
+    page = ChatPage.of(browser, live)
+    page.set_all(tools=WEATHER, tool_choice="name:get_weather")
+    page.page.go(f"{live.url}/?again")
+    page.page.until(NAMED)
+    page.send("hi")
+    page.until_done()
+    assert page.page.ask("document.getElementById('tool-choice').value") == "name:get_weather"
+    assert live.engine.jobs[0].sampling.guided is not None
+
+
+def test_a_key_of_any_letters(serve: Serve, browser: Chromium) -> None:
+    """Keys are text, not ASCII alone: the page sends them as curl does, in UTF-8."""
+    live = serve(services={"api_keys": KeyRing(("clé-ключ",))})
+    page = browser.open(f"{live.url}/")
+    page.until("document.getElementById('ask-key').open")
+    page.write("clé-ключ")
+    page.press("Enter")
+    page.until(NAMED)
+    assert ChatPage(page).ask("hi") == "user:hi"
+
+
+def test_a_long_line_does_not_hold_the_page_up(serve: Serve, browser: Chromium) -> None:
+    """What begins like a fence and is none takes no time that grows with the line's square."""
+    page = ChatPage.of(browser, serve()).page
+    blocks = """import("./page/format.js").then((m) =>
+        m.blocksOf("```" + "a".repeat(1e6) + "`").map(({kind}) => kind))"""
+    assert page.ask(blocks) == ["paragraph"]

@@ -21,7 +21,6 @@ from tiny_models import build, saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VOCAB = 1024
 POISON = 77
 HEAD_SIZE = 16
 SCHEMA = '{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}'

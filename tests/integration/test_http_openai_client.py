@@ -12,7 +12,7 @@ from live_server import MODEL, Serve
 
 from gpt_oss_server.api.auth import KeyRing
 from gpt_oss_server.engine.fake import Script
-from gpt_oss_server.errors import EngineFailed
+from gpt_oss_server.errors import BadRequest, EngineFailed
 from gpt_oss_server.types import Job
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
@@ -424,3 +424,16 @@ def test_context_too_long(serve: Serve) -> None:
     assert "4096" in caught.value.message
     assert str(10**9 + len(PROMPT)) in caught.value.message
     assert live.engine.jobs == []
+
+
+def test_a_refused_bound_has_the_name_it_was_given(serve: Serve) -> None:
+    """What the engine calls `max_tokens` may be the client's `max_completion_tokens`."""
+    refused = BadRequest("'max_tokens' leaves room for 1 token.", param="max_tokens")
+    live = serve(lambda _: Script((65,), fail_after=0, error=refused))
+    for name in ("max_tokens", "max_completion_tokens"):
+        with pytest.raises(openai.BadRequestError) as caught:
+            live.openai().chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "x"}], **{name: 1}
+            )
+        assert caught.value.param == name
+        assert f"'{name}' leaves room for 1 token." in caught.value.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,7 +14,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from gpt_oss_server.engine.fake import FakeEngine
-from gpt_oss_server.errors import EngineFailed
+from gpt_oss_server.errors import BadRequest, EngineFailed
+from tool_models import PLAIN, chat_format_of, template_folder
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -331,7 +333,7 @@ def test_cut_off_by_the_bound(serve: Serve) -> None:
 
 def test_failure_in_a_stream(serve: Serve) -> None:
     """A stream whose engine dies ends with `response.failed`, and what there was is in it."""
-    live = harmony_server(serve, final("Hello there"), fail_after=9, error=EngineFailed("It died."))
+    live = harmony_server(serve, final("Hello there"), fail_after=4, error=EngineFailed("It died."))
     events = events_of(live)
     assert events[-1]["type"] == "response.failed"
     response = events[-1]["response"]
@@ -448,3 +450,41 @@ def test_input_tokens_of_what_can_not_run(serve: Serve) -> None:
     assert gone.value.param == "previous_response_id"
     with pytest.raises(openai.NotFoundError):
         count(model="other", input="x")
+
+
+def test_input_tokens_without_input(serve: Serve) -> None:
+    """As in OpenAI's client there need not be any: instructions and tools count by themselves."""
+    live = harmony_server(serve, final("yes"))
+    count = live.openai().responses.input_tokens.count
+    bare = count(model=MODEL).input_tokens
+    assert count(input=[]).input_tokens == bare
+    told = count(instructions="Be brief.").input_tokens
+    shown = count(tools=[WEATHER]).input_tokens
+    assert bare < told < shown
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_refusals_of_the_engine_name_our_parameters(serve: Serve, stream: bool) -> None:
+    """A bound that has no room for what is asked is `max_output_tokens` here, in words too."""
+    refused = BadRequest("'max_tokens' leaves room for 1 token.", param="max_tokens")
+    live = harmony_server(serve, final("x"), fail_after=0, error=refused)
+    with pytest.raises(openai.BadRequestError) as caught:
+        live.openai().responses.create(model=MODEL, input="x", max_output_tokens=1, stream=stream)
+    assert caught.value.param == "max_output_tokens"
+    assert "'max_output_tokens' leaves room for 1 token." in caught.value.message
+
+
+def test_effort_that_the_model_does_not_know(serve: Serve, tmp_path: Path) -> None:
+    """Where a chat template ignores the effort, so would the answer: a 400 instead."""
+    chat = chat_format_of(template_folder(tmp_path / "model", PLAIN))
+    live = serve(services={"chat_format": chat})
+    body = {"model": MODEL, "input": "x", "reasoning": {"effort": "high"}}
+    for path in ("/v1/responses", "/v1/responses/input_tokens"):
+        answer = live.http.post(path, json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "reasoning.effort"
+        assert "'reasoning.effort'" in answer.json()["error"]["message"]
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+    refused = live.http.post("/v1/chat/completions", json={**body, "reasoning_effort": "high"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "reasoning_effort")
+    assert live.http.post("/v1/chat/completions", json=body).status_code == 200

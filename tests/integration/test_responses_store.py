@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from harmony_server import analysis, call, final, harmony_server, prompt_of, sto
 from live_server import MODEL, LiveServer, Serve
 from openai.types.responses import Response
 
+from gpt_oss_server.api import responses_shelf
 from gpt_oss_server.api.auth import KeyRing
-from gpt_oss_server.responses_store.records import StoreBounds
+from gpt_oss_server.responses_store.records import StoreBounds, StoredResponse
+from gpt_oss_server.responses_store.sqlite import SqliteResponses
 from gpt_oss_server.responses_store.thread import ResponseStore
 
 
@@ -284,3 +287,54 @@ def test_a_broken_disk_harms_only_who_needs_it(serve: Serve, tmp_path: Path, str
         assert "retry-after" in refused.headers
         assert live.http.get("/v1/responses/resp_x").status_code == 503
         assert len(live.engine.jobs) == 2
+
+
+def test_a_conversation_goes_on_without_input(serve: Serve, store: ResponseStore) -> None:
+    """With `previous_response_id` there need not be any input, as in OpenAI's client."""
+    live = harmony_server(serve, final("One."), final("Two."), store=store)
+    first = create(live)
+    responses = live.openai().responses
+    counted = responses.input_tokens.count(model=MODEL, previous_response_id=first.id)
+    second = responses.create(model=MODEL, previous_response_id=first.id)
+    assert second.output_text == "Two."
+    assert second.usage is not None
+    assert second.usage.input_tokens == counted.input_tokens
+    assert prompt_of(live.engine.jobs[1]).endswith("One.<|end|><|start|>assistant")
+    assert responses.input_items.list(second.id).data == []
+
+
+def test_references_to_one_response_read_it_once(
+    serve: Serve, store: ResponseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many items of a large response are named: each in its place, for one reading."""
+    live = harmony_server(serve, final("One."), store=store)
+    items: Any = [{"role": "user", "id": f"m{n}", "content": f"text{n}"} for n in range(9)]
+    create(live, input=items)
+    held: list[str] = []
+    whole = SqliteResponses.holding
+
+    def holding(table: SqliteResponses, owner: str, item: str) -> StoredResponse:
+        held.append(item)
+        return whole(table, owner, item)
+
+    monkeypatch.setattr(SqliteResponses, "holding", holding)
+    named: Any = [{"type": "item_reference", "id": f"m{n}"} for n in (7, 2, 7, 5)]
+    create(live, input=named)
+    shown = prompt_of(live.engine.jobs[1])
+    assert re.findall("text[0-9]", shown) == ["text7", "text2", "text7", "text5"]
+    assert held == ["m7"]
+
+
+def test_references_have_a_bound(
+    serve: Serve, store: ResponseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more is read for them than of a conversation; the one that is too many is named."""
+    live = harmony_server(serve, final("One."), store=store, context_tokens=65_536)
+    for n in range(3):
+        create(live, input=[{"role": "user", "id": f"m{n}", "content": "x" * 3000}])
+    monkeypatch.setattr(responses_shelf, "MAX_HISTORY_BYTES", 10_000)
+    named: Any = [{"type": "item_reference", "id": f"m{n}"} for n in range(3)]
+    create(live, input=named[:2])
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(live, input=named)
+    assert caught.value.param == "input[2].id"

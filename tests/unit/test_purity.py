@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "gpt_oss_server"
-PURE_ROOMS = ("memory", "routing", "admission")
+PURE_ROOMS = ("memory", "routing", "admission", "simulate")
 FORBIDDEN = {
     "aiohttp",
     "anyio",

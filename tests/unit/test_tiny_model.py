@@ -153,6 +153,25 @@ def test_judge(text: str, well_formed: bool, right: bool) -> None:
     assert (outcome.well_formed, outcome.right) == (well_formed, right)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "valid"),
+    [
+        ("f", '{"a": 1}', True),
+        ("g", '{"a": 1}', False),
+        ("f", '{"b": 1}', False),
+        ("f", '{"a": "1"}', False),
+    ],
+)
+def test_judge_of_calls(name: str, arguments: str, valid: bool) -> None:
+    """A call counts as well-formed if the tool is offered and its schema allows the arguments."""
+    parameters = {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a"]}
+    offered = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    case = Case("x", user("Call f"), call=("f", {"a": 2}), tools=(offered,))
+    header = f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
+    outcome = judge(case, f"{header}{arguments}<|call|>", 5)
+    assert (outcome.valid_call, outcome.right) == (valid, False)
+
+
 def test_corpus_has_no_held_out_question() -> None:
     """Nothing that the evaluation asks about the server is ever trained on."""
     rng = random.Random(3)

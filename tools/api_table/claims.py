@@ -76,7 +76,10 @@ CHAT: dict[str, Claim] = {
     "prompt_cache_options": refused({"mode": "implicit"}, note=_CACHE),
     "prompt_cache_retention": refused("24h", note=_CACHE),
     "reasoning_effort": honoured(
-        "high", refused=("minimal",), note="`low`, `medium` and `high`, as the model was trained"
+        "high",
+        refused=("minimal",),
+        note="`low`, `medium` and `high`, as the model was trained; refused where a model's chat "
+        "template ignores it",
     ),
     "response_format": honoured(
         {"type": "json_object"},

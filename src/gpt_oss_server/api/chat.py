@@ -20,6 +20,7 @@ from gpt_oss_server.api.generation import (
     AnswerHead,
     check_choices,
     generate,
+    parameters_called,
     text_batches,
     usage_of,
 )
@@ -59,9 +60,10 @@ async def _answer(
     prompt = await in_pool(pool, partial(_render, services.chat_format, request, info))
     jobs = _plan(services, request, head, prompt)
     answer = partial(_Answer, services, request, head, prompt.turn)
-    await generate(
-        exchange, services, jobs, session or prompt.session, answer, stream=bool(request.stream)
-    )
+    with parameters_called({"max_tokens": request.output_limit_name}):
+        await generate(
+            exchange, services, jobs, session or prompt.session, answer, stream=bool(request.stream)
+        )
 
 
 @dataclass(frozen=True)

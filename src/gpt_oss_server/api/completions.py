@@ -19,6 +19,7 @@ from gpt_oss_server.api.generation import (
     AnswerHead,
     check_choices,
     generate,
+    parameters_called,
     text_batches,
     usage_of,
 )
@@ -61,7 +62,8 @@ async def _answer(
     prompts = await in_pool(pool, partial(_tokenise, services.chat_format, request, info))
     jobs = _plan(services, request, head, prompts)
     answer = partial(_Answer, services, request, head, [prompt.echo for prompt in prompts])
-    await generate(exchange, services, jobs, session, answer, stream=bool(request.stream))
+    with parameters_called({"messages": "prompt"}):
+        await generate(exchange, services, jobs, session, answer, stream=bool(request.stream))
 
 
 @dataclass(frozen=True)

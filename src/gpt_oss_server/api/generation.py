@@ -7,7 +7,8 @@ are counted. Does not know: chat or completion shapes.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,20 @@ def choice_streams(exchange: Exchange, services: Services, lease: Lease) -> Choi
         lease.saw(index, delta)
 
     return ChoiceStreams(services.engine, lease.jobs, saw, lease.parallel)
+
+
+@contextmanager
+def parameters_called(names: Mapping[str, str]) -> Iterator[None]:
+    """What is behind the endpoints calls parameters as chat completions do: `names` says how the
+    request's own API calls them, so that a refusal names what the client knows."""
+    try:
+        yield
+    except BadRequest as refused:
+        name = refused.param
+        if name is not None and name in names:
+            refused.param = names[name]
+            refused.message = refused.message.replace(f"'{name}'", f"'{names[name]}'")
+        raise
 
 
 class Answer(Protocol):

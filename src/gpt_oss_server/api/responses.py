@@ -11,7 +11,7 @@ from functools import partial
 
 from gpt_oss_server.api import responses_wire as wire
 from gpt_oss_server.api.exchange import Exchange
-from gpt_oss_server.api.generation import generate
+from gpt_oss_server.api.generation import generate, parameters_called
 from gpt_oss_server.api.identity import named_session
 from gpt_oss_server.api.intake import in_pool, read_request
 from gpt_oss_server.api.responses_answer import ResponseAnswer
@@ -61,14 +61,15 @@ async def _answer(
     prompt = await in_pool(pool, partial(prepared, services, request, conversation, info))
     jobs = _plan(services, request, head.id, prompt)
     answer = _new_answer(services, head, prompt.turn)
-    await generate(
-        exchange,
-        services,
-        jobs,
-        session or prompt.session,
-        answer.of_jobs,
-        stream=bool(request.stream),
-    )
+    with parameters_called({"max_tokens": "max_output_tokens", "messages": "input"}):
+        await generate(
+            exchange,
+            services,
+            jobs,
+            session or prompt.session,
+            answer.of_jobs,
+            stream=bool(request.stream),
+        )
 
     async def keep(response: wire.Response) -> bool:
         ids = [item["id"] for item in conversation.new]

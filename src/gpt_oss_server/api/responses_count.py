@@ -42,6 +42,13 @@ class InputTokensRequest(ResponsesRequest):
                     raise wrong("not a parameter of input token counts", field=name)
         return content
 
+    @model_validator(mode="after")
+    def _check_combinations(self) -> InputTokensRequest:
+        """As for a response, but that there may be no input: instructions and tools are counted
+        by themselves too."""
+        self._check_tools()
+        return self
+
 
 async def count_input_tokens(exchange: Exchange, services: Services) -> None:
     """Read and parse the request, then count for as long as the client is there."""

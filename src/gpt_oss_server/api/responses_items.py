@@ -56,14 +56,14 @@ def unseal(sealed: str) -> str | None:
         return None
 
 
-def input_items(given: str | Sequence[InputItem]) -> list[Item]:
-    """A request's input as items, each with an id; references are left as they are.
+def input_items(given: str | Sequence[InputItem] | None) -> list[Item]:
+    """A request's input as items, each with an id; references are left as they are. None is none.
 
     Raises BadRequest for reasoning that is neither readable nor ours.
     """
     if isinstance(given, str):
         return [_message("user", [{"type": "input_text", "text": given}], new_id("msg"))]
-    return [_item(index, item) for index, item in enumerate(given)]
+    return [_item(index, item) for index, item in enumerate(given or ())]
 
 
 def _item(index: int, item: InputItem) -> Item:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from gpt_oss_server.api.generation import parameters_called
 from gpt_oss_server.api.identity import opening_session
 from gpt_oss_server.api.intake import in_pool
 from gpt_oss_server.api.responses_items import (
@@ -101,9 +102,10 @@ def _messages(request: ResponsesRequest, conversation: Conversation) -> list[Mes
 
 @contextmanager
 def _called_input() -> Iterator[None]:
-    """The conversation is called `messages` where it is rendered."""
+    """The conversation is called `messages` where it is rendered, and effort as in chats."""
     try:
-        yield
+        with parameters_called({"reasoning_effort": "reasoning.effort"}):
+            yield
     except BadRequest as refused:
         if refused.param is not None and refused.param.startswith("messages"):
             refused.param = "input"

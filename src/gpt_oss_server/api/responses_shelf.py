@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from gpt_oss_server.api.exchange import Exchange
 from gpt_oss_server.api.responses_items import Item
 from gpt_oss_server.errors import BadRequest, NotFound, NotReady
 from gpt_oss_server.responses_store.records import (
+    MAX_HISTORY_BYTES,
     History,
     NotStored,
     StoredResponse,
@@ -106,9 +107,22 @@ class Shelf:
             return items
         if len(places) > MAX_REFERENCES:
             raise BadRequest(f"At most {MAX_REFERENCES} references are allowed.", param="input")
+        wanted = frozenset(items[index]["id"] for index in places)
+        known: dict[str, Item] = {}
+        left_bytes = MAX_HISTORY_BYTES
         found = list(items)
         for index in places:
-            found[index] = await self._item(items[index]["id"], index)
+            id = items[index]["id"]
+            if id not in known:
+                size_bytes, beside = await self._items_beside(id, wanted, index)
+                left_bytes -= size_bytes
+                if left_bytes < 0:
+                    raise BadRequest(
+                        "The responses referred to are larger than can be read at once.",
+                        param=f"input[{index}].id",
+                    )
+                known = beside | known
+            found[index] = known[id]
         return found
 
     async def get(self, id: str) -> StoredResponse:
@@ -125,15 +139,22 @@ class Shelf:
         except NotStored:
             raise NotFound(f"Response with id '{id[:256]}' not found.") from None
 
-    async def _item(self, id: str, index: int) -> Item:
+    async def _items_beside(
+        self, id: str, wanted: Collection[str], index: int
+    ) -> tuple[int, dict[str, Item]]:
+        """Out of one response that has the item: its size in bytes, and all of its items that are
+        wanted, so that nothing is read once for each of them. Decoded in the store's thread."""
+
+        def read(table: SqliteResponses) -> tuple[int, dict[str, Item]]:
+            stored = table.holding(self.owner, id)
+            return stored.size_bytes, items_in(stored, wanted)
+
         try:
-            stored = await self._ask(lambda table: table.holding(self.owner, id))
+            return await self._ask(read)
         except NotStored:
-            stored = None
-        item = None if stored is None else item_in(stored, id)
-        if item is None:
-            raise BadRequest(f"Item with id '{id}' not found.", param=f"input[{index}].id")
-        return item
+            raise BadRequest(
+                f"Item with id '{id}' not found.", param=f"input[{index}].id"
+            ) from None
 
     async def _ask(self, work: Callable[[SqliteResponses], T]) -> T:
         if self.store is None:
@@ -154,6 +175,6 @@ def items_of_turn(stored: StoredResponse) -> list[Item]:
     return [*msgspec.json.decode(stored.input), *output]
 
 
-def item_in(stored: StoredResponse, id: str) -> Item | None:
-    """The item with this id, out of input or output."""
-    return next((item for item in items_of_turn(stored) if item["id"] == id), None)
+def items_in(stored: StoredResponse, ids: Collection[str]) -> dict[str, Item]:
+    """The items with these ids, out of input and output; the first of those that share one."""
+    return {item["id"]: item for item in reversed(items_of_turn(stored)) if item["id"] in ids}

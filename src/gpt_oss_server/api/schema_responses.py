@@ -183,7 +183,7 @@ class ResponsesRequest(StrictModel):
     """A request for a response; everything else that OpenAI's API knows is refused by name."""
 
     model: str = Field(min_length=1)
-    input: Input
+    input: Input | None = None
     instructions: str | None = None
     previous_response_id: str | None = Field(None, min_length=1, max_length=256)
     store: bool | None = None
@@ -226,7 +226,9 @@ class ResponsesRequest(StrictModel):
                 raise wrong("only allowed when 'stream' is true", field="stream_options")
             if self.stream_options.include_usage is not None:
                 raise wrong("not a parameter of responses", field="stream_options.include_usage")
-        if not self.input and not isinstance(self.input, str) and self.previous_response_id is None:
+        if self.previous_response_id is None and self.input is None:
+            raise wrong("required unless 'previous_response_id' is given", field="input")
+        if self.previous_response_id is None and self.input == []:
             raise wrong("should have at least one item", field="input")
         self._check_tools()
         return self

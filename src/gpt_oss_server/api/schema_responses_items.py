@@ -129,7 +129,7 @@ class DirectCaller(StrictModel):
 
 def _json_object(text: str) -> str:
     try:
-        is_object = isinstance(from_json(text), dict)
+        is_object = isinstance(from_json(text, allow_inf_nan=False), dict)
     except ValueError:
         is_object = False
     if not is_object:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gpt_oss_server.commands import bundle, doctor, replay, serve
+from gpt_oss_server.commands import bundle, doctor, replay, serve, simulate
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,6 @@ COMMANDS: dict[str, Command] = {
     "serve": Command(serve.SUMMARY, serve.add_arguments, serve.run),
     "doctor": Command(doctor.SUMMARY, doctor.add_arguments, doctor.run),
     "replay": Command(replay.SUMMARY, replay.add_arguments, replay.run),
+    "simulate": Command(simulate.SUMMARY, simulate.add_arguments, simulate.run),
     "bundle": Command(bundle.SUMMARY, bundle.add_arguments, bundle.run),
 }

@@ -60,4 +60,6 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def depth(self) -> int:
         """How many steps may be in flight: one per stage, unless told otherwise."""
-        return (self.micro_batches or self.gpus) if self.gpu_mode == "pipeline" else 1
+        if self.gpu_mode != "pipeline" or self.world == 1:
+            return 1
+        return self.micro_batches or self.gpus

@@ -202,6 +202,11 @@ class TemplateFormat(_TokenizerSide):
                 "calls in a form that is not supported.",
                 param="tools",
             )
+        if reasoning_effort is not None and not template.knows("reasoning_effort"):
+            raise BadRequest(
+                "Invalid value for 'reasoning_effort': this model's chat template ignores it.",
+                param="reasoning_effort",
+            )
         extra = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
         text = template.render(
             self._defused(messages), tools=self._defused(tools) if tools else None, **extra

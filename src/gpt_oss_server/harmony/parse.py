@@ -47,7 +47,6 @@ class HarmonyParser:
         "_index",
         "_kind",
         "_recipient",
-        "_section",
         "_sections",
         "_token_bytes",
         "_token_text",
@@ -91,8 +90,9 @@ class HarmonyParser:
 
     def _header_token(self, token_id: int) -> Piece:
         """Collect header text; once it cannot be a header, it was content all along."""
-        self._sections[self._section] += self._token_bytes(token_id)
-        if could_be_header(self._section, self._text_of(self._section)):
+        section, data = self._sections[-1]
+        self._sections[-1] = section, data + self._token_bytes(token_id)
+        if could_be_header(section, self._text_of(section)):
             return _FRAMING
         stray = self._stray_bytes()
         self._in_header = False
@@ -105,7 +105,7 @@ class HarmonyParser:
         return closed
 
     def _on_channel(self) -> Piece:
-        if self._in_header and "channel" not in self._sections:
+        if self._in_header and all(section != "channel" for section, _ in self._sections):
             return self._next_section("channel")
         closed = self._close()
         self._open_header("channel")
@@ -133,12 +133,11 @@ class HarmonyParser:
 
     def _open_header(self, section: Section) -> None:
         self._in_header = True
-        self._section: Section = section
-        self._sections: dict[Section, bytes] = {section: b""}
+        # In the order in which they came: a broken header may have one of them twice.
+        self._sections: list[tuple[Section, bytes]] = [(section, b"")]
 
     def _next_section(self, section: Section) -> Piece:
-        self._section = section
-        self._sections.setdefault(section, b"")
+        self._sections.append((section, b""))
         return _FRAMING
 
     def _close(self) -> Piece:
@@ -153,17 +152,17 @@ class HarmonyParser:
     def _stray_bytes(self, *, only_unknown: bool = False) -> bytes:
         """The header's text that is no framing; all of the current section's, unless asked to
         judge that one too."""
-        current = self._section
+        current = len(self._sections) - 1
         parts = (
             data
-            for section, data in self._sections.items()
-            if (section == current and not only_unknown)
+            for at, (section, data) in enumerate(self._sections)
+            if (at == current and not only_unknown)
             or not is_framing(section, data.decode("utf-8", errors="replace"))
         )
         return b"".join(parts)
 
     def _text_of(self, *sections: Section) -> str:
-        data = b"".join(self._sections.get(section, b"") for section in sections)
+        data = b"".join(data for section, data in self._sections if section in sections)
         return data.decode("utf-8", errors="replace")
 
     def _aim(self, to: Destination) -> None:

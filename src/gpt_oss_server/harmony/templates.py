@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -69,10 +70,15 @@ class ChatTemplate:
         ).strftime(form)
         try:
             self._template = environment.from_string(source)
+            self._looked_at = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise StartupError(
                 f"the model's chat template is invalid at line {error.lineno}: {error.message}"
             ) from error
+
+    def knows(self, variable: str) -> bool:
+        """Whether the template looks at a variable."""
+        return variable in self._looked_at
 
     def render(
         self,

@@ -118,7 +118,7 @@ def _laid_out(
     weights: ModelWeights,
     assumed: tuple[str, ...],
 ) -> FitReport:
-    per_stage = weights.rank_bytes(asked.tp, asked.pp)
+    weights.rank_bytes(asked.tp, asked.pp)  # what cannot be split is first said of the weights
     activations = activations_of(
         config,
         asked.max_batch_tokens,
@@ -127,11 +127,14 @@ def _laid_out(
         asked.tp,
     ).peak_bytes
     usable = int(asked.gpu_memory_bytes * asked.utilization)
-    left = tuple(usable - asked.workspace_bytes - size - activations for size in per_stage)
+    room = usable - asked.workspace_bytes - activations
+    per_stage = weights.rank_bytes(asked.tp, asked.pp, room)
+    stages = weights.stages(asked.pp, room)
+    left = tuple(room - size for size in per_stage)
     plans: list[PoolPlan] = []
     reasons: list[str] = []
     shortfall = 0
-    for stage, (layers, budget) in enumerate(zip(weights.stages(asked.pp), left, strict=True)):
+    for stage, (layers, budget) in enumerate(zip(stages, left, strict=True)):
         try:
             plans.append(_plan(shape.part(layers), budget, asked))
         except PoolTooSmall as small:

@@ -68,16 +68,18 @@ class ModelWeights:
         """Bytes of one copy of the model."""
         return self.checkpoint_bytes or self._formula_bytes()
 
-    def rank_bytes(self, tp: int = 1, pp: int = 1) -> tuple[int, ...]:
+    def rank_bytes(
+        self, tp: int = 1, pp: int = 1, limit_bytes: int | None = None
+    ) -> tuple[int, ...]:
         """Bytes on the fullest tensor-parallel rank of each pipeline stage, first stage first.
 
         Heads, MLPs, the width of experts and the vocabulary are shared by the ranks; norms,
         routers and biases of what is summed over ranks are on each. Stages hold the layers that
-        `stages` says; the embedding is on the first, final norm and head on the last (which needs
-        the embedding too where it is tied). Raises `ImpossibleSplit`.
+        `stages` says within `limit_bytes`; the embedding is on the first, final norm and head on
+        the last (which needs the embedding too where it is tied). Raises `ImpossibleSplit`.
         """
         sizes = []
-        for stage, layers in enumerate(self.stages(pp)):
+        for stage, layers in enumerate(self.stages(pp, limit_bytes)):
             parts = [part for index in layers for part in self.layers[index]]
             if stage == 0 or (stage == pp - 1 and self.tied):
                 parts.append(self.embedding)
@@ -86,11 +88,12 @@ class ModelWeights:
             sizes.append(self._scaled(sum(self._share(part, tp) for part in parts)))
         return tuple(sizes)
 
-    def stages(self, pp: int) -> tuple[range, ...]:
+    def stages(self, pp: int, limit_bytes: int | None = None) -> tuple[range, ...]:
         """Which layers each of `pp` pipeline stages holds, such that the slowest is as fast as
         can be in a decode step of `STAGE_TOKENS` tokens, whose time is that of reading the weights
         it touches: of each mixture the experts that some token is expected to choose, of the
-        embedding nothing. Raises `ImpossibleSplit`.
+        embedding nothing. No stage weighs more than `limit_bytes` if there is such a cut. Raises
+        `ImpossibleSplit`.
         """
         table = self.embedding.bytes(self.dtype_bytes, self.quantization)
         last = [self.final_norm, self.embedding if self.tied else self.head]
@@ -100,6 +103,7 @@ class ModelWeights:
             before=Load(0, table),
             # A single stage has a tied embedding once; there is nothing to choose then.
             after=self._load(last),
+            limit_bytes=limit_bytes,
         )
 
     def read_profile(self, tp: int = 1, pp: int = 1) -> tuple[Mapping[Fraction, int], ...]:

@@ -60,6 +60,7 @@ def simulate(
     failures: Sequence[Failure] = (),
     sample_every_s: float | None = None,
     clients: int | None = None,
+    clairvoyant: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Play the workload on the fleet.
@@ -68,6 +69,8 @@ def simulate(
         slo: what requests are promised; policies may use it.
         clients: closed loop: so many requests are in flight, arrivals in the workload give only
             their order.
+        clairvoyant: policies are told how long each answer will be, instead of what answers to
+            such prompts have come to.
         progress: told (requests that came, all) now and then.
 
     Raises:
@@ -75,6 +78,7 @@ def simulate(
             blocks.
     """
     run = _Run(workload, fleet, policy, slo or Slo(), failures, sample_every_s, clients)
+    run.clairvoyant = clairvoyant
     return run.play(progress)
 
 
@@ -95,6 +99,7 @@ class _Run:
         self.policy = policy
         self.slo = slo
         self.clients = clients
+        self.clairvoyant = False
         self.holders: dict[int, int] = {}
         self.members = self._members(fleet)
         self.by_id = {member.id: member for member in self.members}
@@ -216,9 +221,7 @@ class _Run:
             self.ended[seq.index] = REFUSED
             return
         promise = self.slo.class_of(seq.input_tokens)
-        expected = self.expected.predict(seq.input_tokens)
-        if bound:
-            expected = min(expected, float(bound))
+        expected = self._expect(seq, bound)
         ask = Ask(
             number=self.asked,
             input_tokens=seq.input_tokens,
@@ -240,6 +243,13 @@ class _Run:
                 events[member.engine.index] = member.engine.next_s
                 return
         self.ended[seq.index] = DROPPED if up else FAILED
+
+    def _expect(self, seq: Seq, bound: int) -> float:
+        """Tokens that the answer is taken to have."""
+        if self.clairvoyant:
+            return float(seq.output_tokens)
+        expected = self.expected.predict(seq.input_tokens)
+        return min(expected, float(bound)) if bound else expected
 
     def _assigned(self, member: _Member, seq: Seq, expected: float) -> None:
         member.in_flight += 1

@@ -14,7 +14,7 @@ from gpt_oss_server.simulate.kv_pool import KvPool
 from gpt_oss_server.simulate.layout import Replica
 from gpt_oss_server.simulate.queueing import SIZE_CLASSES
 from gpt_oss_server.simulate.scheduler import Grants, Scheduler
-from gpt_oss_server.simulate.sequence import GONE, WAITING, Sequence
+from gpt_oss_server.simulate.sequence import GONE, Sequence
 
 RECENT_S = 10.0
 """Prefill counts as recent with weights that fall to 1/e in this time."""
@@ -100,8 +100,8 @@ class Engine:
     def look(self, now_s: float) -> tuple[int, int, int, int, list[float], int, float]:
         """As a dispatcher sees it: sequences decoding and the tokens they hold, requests waiting
         or in prefill, their prompt tokens left and seconds of work by size, free KV tokens, the
-        share of recent time that prefill added to the steps. A run under way counts in proportion to its
-        time."""
+        share of recent time that prefill added to the steps. A run under way counts in proportion
+        to its time."""
         scheduler = self.scheduler
         decoders, pool = scheduler.decoders, scheduler.pool
         count = decoders.count
@@ -158,10 +158,9 @@ class Engine:
     def _begin(self, now_s: float) -> None:
         if self._max_wait_s is not None:
             self._expire(now_s)
-        preempted = self.scheduler.preemptions
         grants = self.scheduler.plan()
-        if self.scheduler.preemptions != preempted:
-            self._recount_work()
+        if self.scheduler.requeued:
+            self._recount_requeued()
         count = self.scheduler.decoders.count
         if grants:
             self._grants = grants
@@ -251,11 +250,9 @@ class Engine:
             self._discount_work(seq, seq.waits_work_s, seq.waits_tokens)
             self.expired.append(seq)
 
-    def _recount_work(self) -> None:
-        """After a preemption: what is left to compute, anew."""
-        self.waiting_work_s = [0.0] * SIZE_CLASSES
-        self.waiting_tokens = 0
-        scheduler = self.scheduler
-        for seq in [*scheduler.prefilling, *(entry[2] for entry in scheduler.waiting.walk())]:
-            done = seq.computed if seq.state != WAITING else 0
-            self._count_work(seq, seq.length - done)
+    def _recount_requeued(self) -> None:
+        """Those put back have their work to do again."""
+        for seq, left in self.scheduler.requeued:
+            self._discount_work(seq, seq.waits_work_s, seq.waits_tokens)
+            self._count_work(seq, left)
+        self.scheduler.requeued.clear()

@@ -6,10 +6,8 @@ know: blocks, steps, time.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
-from collections import deque
-from collections.abc import Iterator
-from itertools import islice
 
 from gpt_oss_server.simulate.sequence import WAITING, Sequence
 
@@ -23,12 +21,13 @@ class WaitingLine:
     """Who waits, as sorted (key, arrival, sequence); the key is what is left to compute where the
     shortest come first, else the arrival."""
 
-    __slots__ = ("_by_arrival", "_shortest", "_sorted")
+    __slots__ = ("_added", "_by_arrival", "_shortest", "_sorted")
 
     def __init__(self, *, shortest: bool) -> None:
         self._shortest = shortest
         self._sorted: list[Entry] = []
-        self._by_arrival: deque[Sequence] = deque()
+        self._by_arrival: list[tuple[int, int, Sequence]] = []
+        self._added = 0
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -40,26 +39,20 @@ class WaitingLine:
         seq.state = WAITING
         seq.key = self.key(seq, remaining_tokens)
         insort(self._sorted, (seq.key, seq.arrival, seq))
-        late = self._by_arrival
-        if late and late[-1].arrival > seq.arrival:
-            # Put back after a preemption: older than those behind it.
-            place = next(i for i, other in enumerate(late) if other.arrival > seq.arrival)
-            late.insert(place, seq)
-        else:
-            late.append(seq)
+        # The count keeps equal arrivals (one that was put back) from comparing sequences.
+        self._added += 1
+        heapq.heappush(self._by_arrival, (seq.arrival, self._added, seq))
 
     def remove(self, seq: Sequence) -> None:
         """It no longer waits; its state must already say so."""
         del self._sorted[bisect_left(self._sorted, (seq.key, seq.arrival))]
 
     def oldest(self) -> Sequence | None:
-        late = self._by_arrival
-        while late and late[0].state != WAITING:
-            late.popleft()
-        return late[0] if late else None
-
-    def walk(self, start: int = 0) -> Iterator[Entry]:
-        return islice(self._sorted, start, None)
+        """Who came first; entries of those that left meanwhile are dropped on the way."""
+        heap = self._by_arrival
+        while heap and heap[0][2].state != WAITING:
+            heapq.heappop(heap)
+        return heap[0][2] if heap else None
 
     def entries(self) -> list[Entry]:
         """All of them, in order. Not to be changed."""

@@ -9,6 +9,7 @@ beside what running prefills will still take, the youngest preempted when the po
 
 from __future__ import annotations
 
+import heapq
 import math
 
 from gpt_oss_server.simulate.decoders import Decoders
@@ -34,7 +35,8 @@ class Scheduler:
     """`add`, `plan` and `complete` are its surface; between them the caller moves time.
 
     `plan` returns the step's prefill grants (sequence → tokens); every decoding sequence computes
-    one token beside them. It may preempt.
+    one token beside them. It may preempt; whom it put back in the queue, with the tokens that are
+    to be computed again, gathers in `requeued` until the caller takes it.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Scheduler:
         self._even = even_tokens
         self._share = settings.oldest_share if settings.prefill_order == "shortest" else 0.0
         self._arrivals = 0
+        self._by_youth: list[tuple[int, int, Sequence]] = []
         self._blocked: Sequence | None = None
         self._overtaken = 0
         self._coming: set[int] = set()
         self._refused: set[Sequence] = set()
         self._admitted: list[Sequence] = []
         self._put_back: list[Sequence] = []
+        self.requeued: list[tuple[Sequence, int]] = []
 
     @property
     def running(self) -> int:
@@ -128,6 +132,7 @@ class Scheduler:
             seq.shares.clear()
         self.pool.clear()
         self.prefilling = []
+        self._by_youth.clear()
         self._blocked = None
         return sorted(everybody, key=lambda seq: seq.arrival)
 
@@ -156,7 +161,7 @@ class Scheduler:
         self._admitted.clear()
         for seq in self._put_back:
             if seq.state == WAITING:
-                self._queue(seq)
+                self.requeued.append((seq, self._queue(seq)))
         self._put_back.clear()
 
     def _offer_in_order(self, budget: int, grants: Grants) -> int:
@@ -265,6 +270,7 @@ class Scheduler:
         seq.computed = hit * self._unit_tokens
         seq.held = seq.computed // self._size
         self.prefilling.append(seq)
+        heapq.heappush(self._by_youth, (-seq.arrival, seq.preemptions, seq))
         if seq is self._blocked:
             self._blocked = None
         elif self._blocked is not None:
@@ -323,28 +329,27 @@ class Scheduler:
         return True
 
     def _preempt_for_decoders(self) -> int:
-        """Preempt the youngest until every decoding sequence that is left can compute its token,
-        oldest first; returns the blocks that takes."""
-        order = sorted([*self.prefilling, *self.decoders.members()], key=lambda s: s.arrival)
-        taken = position = 0
-        while position < len(order):
-            seq = order[position]
-            if seq.state == DECODING and self._on_boundary(seq):
-                while len(order) > position and self.pool.available - taken < 1:
-                    victim = order.pop()
-                    self._preempt(victim)
-                    self._queue(victim)
-                if len(order) > position:
-                    taken += 1
-            position += 1
-        return self.decoders.new_blocks(1)
+        """Preempt the youngest until every decoding sequence that is left can compute its token;
+        returns the blocks that takes. (The engine asks them one by one, oldest first, which
+        preempts the same: it never preempts while those asked so far fit.)"""
+        while (need := self.decoders.new_blocks(1)) > self.pool.available:
+            victim = self._youngest()
+            self._preempt(victim)
+            self.requeued.append((victim, self._queue(victim)))
+        return need
 
     def _on_boundary(self, seq: Sequence) -> bool:
         """Whether a decoding sequence's last block is full."""
         return (seq.phase + self.decoders.steps) % self._size == 0
 
     def _youngest(self) -> Sequence:
-        return max([*self.prefilling, *self.decoders.members()], key=lambda s: s.arrival)
+        """The running sequence that came last; entries of those that left are dropped."""
+        heap = self._by_youth
+        while True:
+            _, preemptions, seq = heap[0]
+            if seq.state in (PREFILLING, DECODING) and seq.preemptions == preemptions:
+                return seq
+            heapq.heappop(heap)
 
     def _preempt(self, seq: Sequence) -> None:
         if seq.state == DECODING:

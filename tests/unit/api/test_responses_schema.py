@@ -54,6 +54,7 @@ def part(**fields: Any) -> dict[str, Any]:
         ({"input": [{**CALL, "name": "f g"}]}, "input[0].name"),
         ({"input": [{**CALL, "arguments": "no json"}]}, "input[0].arguments"),
         ({"input": [{**CALL, "arguments": "[1]"}]}, "input[0].arguments"),
+        ({"input": [{**CALL, "arguments": '{"a": NaN}'}]}, "input[0].arguments"),
         ({"input": [{**CALL, "arguments": {}}]}, "input[0].arguments"),
         ({"input": [{**CALL, "namespace": "n"}]}, "input[0].namespace"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),

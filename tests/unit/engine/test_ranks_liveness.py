@@ -223,6 +223,8 @@ def test_progress_grows_with_all_that_a_rank_does() -> None:
         (MemoryError(), "ran out of memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "ran out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "ran out of memory"),
+        (RuntimeError("could not create a primitive"), "ran out of memory"),
+        (RuntimeError("could not create a primitive descriptor"), "failed with RuntimeError"),
         (RuntimeError("a prompt"), "failed with RuntimeError"),
     ],
 )

@@ -181,6 +181,11 @@ def rows(pieces: list[Piece]) -> list[Row]:
             "<|channel|>analysis<|channel|>final<|message|>x", [("content", "x")], id="two channels"
         ),
         pytest.param("", [], id="nothing"),
+        pytest.param(
+            "<|constrain|>!<|channel|>Hello<|constrain|>you<|message|>",
+            [("content", "!Hello", None), ("content", "you", None)],
+            id="text of a header with a section twice keeps its order",
+        ),
     ],
 )
 def test_outputs(output: str, expected: list[Row]) -> None:

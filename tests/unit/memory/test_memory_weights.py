@@ -139,6 +139,15 @@ def test_stages_are_as_fast_as_their_slowest() -> None:
     assert [layers.start for layers in weights.stages(3)] == [0, 8, 16]
 
 
+def test_stages_keep_within_a_limit() -> None:
+    """13 layers and the embedding are the fuller stage: a limit below that moves a layer over."""
+    weights = weights_of(gpt_oss(24, 32, **MXFP4))
+    fastest = weights.rank_bytes(pp=2)
+    assert fastest[0] > fastest[1]
+    assert [len(layers) for layers in weights.stages(2, fastest[0] - 1)] == [12, 12]
+    assert max(weights.rank_bytes(pp=2, limit_bytes=fastest[0] - 1)) < fastest[0]
+
+
 def test_a_checkpoint_size_replaces_a_bound_only() -> None:
     """The index's total size is used for an unknown model, split in proportion, and said."""
     unknown = {"model_type": "new", "dtype": "float16", "vocab_size": 10, "n_embd": 8}

@@ -16,9 +16,12 @@ export const key = {
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
 };
 
+/** UTF-8, a character for each byte: all that `fetch` takes in a header. */
+const asBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
+
 async function reach(path, options = {}) {
   const headers = { ...options.headers };
-  if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  if (key.get()) headers.Authorization = `Bearer ${asBytes(key.get())}`;
   try {
     return await fetch(path, { ...options, headers });
   } catch (problem) {

@@ -16,7 +16,7 @@ let turns = [];
 let running = null; // the AbortController of the answer under way
 let model = null;
 let declined = false; // the user was asked for a key and had none
-let unanswered = null; // the view of calls that wait for the user's answer
+let leave = () => {}; // closes what the last answer left open: calls to answer, a way to try again
 
 // Who is there
 
@@ -78,7 +78,7 @@ function askForKey(why) {
 
 function say(content) {
   byId("welcome").hidden = true;
-  unanswered?.leaveUnanswered();
+  leave();
   turns.push({ role: "user", content });
   byId("log").append(userTurn(content));
   return answer();
@@ -86,7 +86,7 @@ function say(content) {
 
 async function answer() {
   if (running) return;
-  unanswered = null;
+  leave = () => {};
   const turn = newAnswer();
   const view = new AnswerView(turn);
   const atEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 120;
@@ -135,7 +135,9 @@ function conclude(turn, view, facts, problem) {
   view.end(facts.where && facts, noteOn(turn, stopped));
   turns.push(turn);
   if (problem && !stopped) {
+    if (problem.status === 404) model = null; // another one is served by now
     watch();
+    leave = () => view.leaveFailed();
     view.fail(problem, () => {
       view.root.remove();
       turns = turns.filter((other) => other !== turn);
@@ -143,7 +145,7 @@ function conclude(turn, view, facts, problem) {
     });
   }
   const asks = turn.finish === "tool_calls" && turn.calls.length > 0;
-  if (asks && view.askForResults(answer)) unanswered = view;
+  if (asks && view.askForResults(answer)) leave = () => view.leaveUnanswered();
   else prompt.focus();
   byId("announcement").textContent = announcement(problem, stopped, asks);
 }
@@ -175,7 +177,7 @@ function startAfresh() {
   running = null;
   showRunning(false);
   turns = [];
-  unanswered = null;
+  leave = () => {};
   byId("log").replaceChildren();
   byId("welcome").hidden = false;
   prompt.focus();

@@ -43,7 +43,7 @@ export function openDrawer() {
   for (const id of KEPT) {
     const field = byId(id);
     const kept = sessionStorage.getItem(id);
-    if (kept !== null && id !== "tool-choice") field.value = kept;
+    if (kept !== null) field.value = kept;
     field.addEventListener("input", () => sessionStorage.setItem(id, field.value));
   }
   byId("tools").addEventListener("input", checkTools);
@@ -60,6 +60,13 @@ export function openDrawer() {
     if (event.target === drawer) drawer.close(); // the backdrop
   });
   checkTools();
+  // Only now are the tools there of which it may name one.
+  if (sessionStorage.getItem("tool-choice")) choose(sessionStorage.getItem("tool-choice"));
+}
+
+function choose(choice) {
+  byId("tool-choice").value = choice;
+  if (!byId("tool-choice").value) byId("tool-choice").value = "auto";
 }
 
 /** Say what the pasted tools are, and offer each of them by name. */
@@ -82,8 +89,7 @@ function checkTools() {
     option.dataset.name = name;
     choice.append(option);
   }
-  choice.value = chosen;
-  if (!choice.value) choice.value = "auto";
+  choose(chosen);
 }
 
 const numberIn = (id) => (byId(id).value === "" ? undefined : Number(byId(id).value));

@@ -140,6 +140,11 @@ export class AnswerView {
     this.#part(".calls button").replaceWith(element("p", "note", "Not answered."));
   }
 
+  /** The conversation went on without trying this answer again. */
+  leaveFailed() {
+    this.#part(".failure button").remove();
+  }
+
   #takeResults() {
     this.answer.calls.forEach((call, index) => {
       const shown = this.#calls[index];

@@ -8,12 +8,16 @@ import traceback
 
 EXIT_BROKEN = 70
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+# oneDNN's words when there is no room for the code or scratch of a product that it knows how to
+# do; where it does not, it fails before, at the "primitive descriptor".
+_NO_PRIMITIVE = "could not create a primitive"
 
 
 def mishap(error: BaseException) -> str:
     """One line: that memory ran out, or the exception's kind and place. Nothing of a prompt."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
+    text = str(error).strip().lower()
+    said = text == _NO_PRIMITIVE or any(words in text for words in _MEMORY_WORDS)
+    if said or isinstance(error, MemoryError):
         return "ran out of memory"
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     place = f" at {os.path.basename(frame[0].filename)}:{frame[0].lineno}" if frame else ""

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from gpt_oss_server.engine import wire
+from gpt_oss_server.engine.ranks.faults import EXIT_BROKEN, mishap
 from gpt_oss_server.engine.ranks.messages import (
     Broken,
     Failed,
@@ -116,6 +117,12 @@ class Lifeline(threading.Thread):
         self._interval_s = pulse_interval_s(timeout_s)
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:  # without this thread the process would outlive its leader
+            os._exit(EXIT_BROKEN)
+
+    def _run(self) -> None:
         poll = select.poll()
         poll.register(self._link.sock, select.POLLIN)
         due_s = time.monotonic()
@@ -190,6 +197,12 @@ class Watch(threading.Thread):
         self._moved_s = self._judged_s = clock()
 
     def run(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # noqa: BLE001 - without a watch nobody would notice anything
+            self._lost(None, f"the watch over the ranks {mishap(error)}")
+
+    def _run(self) -> None:
         poll = select.poll()
         for descriptor in self._members:
             poll.register(descriptor, select.POLLIN)

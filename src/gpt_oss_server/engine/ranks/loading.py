@@ -41,6 +41,8 @@ from gpt_oss_server.memory.errors import ImpossibleSplit, ShapeUnknown
 from gpt_oss_server.memory.weights import weights_of
 
 Progress = Callable[[str], None]
+# Of a GPU, for its context and kernels, as `memory.fit` sets aside.
+WORKSPACE_BYTES = 1 << 30
 
 
 def rank_device(spec: EngineSpec, place: Place) -> torch.device:
@@ -75,7 +77,7 @@ def load_part(
     model = skeleton(folder, config, dtype)
     needs = wanted(model)
     shapes = {need.name: tuple(need.blank.shape) for need in needs}
-    layers = _stages(folder, dtype, place)[place.stage]
+    layers = _stages(spec, dtype, place, device)[place.stage]
     predicted = _local_shape(whole, place, layers)
     cutter = _cutter(model, comms, experts, layers)
     cutter.cut()
@@ -102,15 +104,27 @@ def _config_dict(folder: Path) -> dict[str, Any]:
     return msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
 
 
-def _stages(folder: Path, dtype: torch.dtype, place: Place) -> tuple[range, ...]:
-    """The layers of each stage. Quantized weights are held as plain numbers by ranks. Raises
-    StartupError for more stages than layers."""
+def _stages(
+    spec: EngineSpec, dtype: torch.dtype, place: Place, device: torch.device
+) -> tuple[range, ...]:
+    """The layers of each stage, the same on all ranks. Quantized weights are held as plain numbers
+    by ranks. Raises StartupError for more stages than layers."""
     name = str(dtype).removeprefix("torch.")
     try:
-        weights = weights_of(_config_dict(folder), dtype=name, dequantized=True)
-        return weights.stages(place.pp)
+        weights = weights_of(_config_dict(Path(spec.folder)), dtype=name, dequantized=True)
+        return weights.stages(place.pp, _room(spec, place, device))
     except (ImpossibleSplit, ShapeUnknown) as error:
         raise StartupError(f"--gpu-mode pipeline: {error}") from error
+
+
+def _room(spec: EngineSpec, place: Place, device: torch.device) -> int | None:
+    """What the weights of a stage may take: of all stages' GPUs the smallest, whatever else is on
+    it now, since every rank must come to the same cut. On a CPU there is no such bound."""
+    if device.type != "cuda" or place.pp == 1:
+        return None
+    first = (device.index or 0) - place.rank
+    totals = [torch.cuda.get_device_properties(first + i).total_memory for i in range(place.pp)]
+    return int(min(totals) * spec.gpu_memory_utilization) - WORKSPACE_BYTES
 
 
 def _source(
