@@ -25,7 +25,7 @@ from gpt_oss_server.ports import ChatFormat
 from gpt_oss_server.types import Grammar, GuidedSpec
 
 FOLDER = Path(gpt_oss_server.__file__).parent / "models" / "tiny"
-VOCAB = 1024
+VOCAB = 2048
 
 
 @lru_cache(1)

@@ -45,7 +45,7 @@ UNSOUND = {
     "no state": GuidedSpec((BOOLEAN,), ()),
     "a state beyond the last": GuidedSpec((), (FreeText({5: 1}),)),
     "a grammar beyond the last": GuidedSpec((BOOLEAN,), (GrammarText(1),)),
-    "a token outside the vocabulary": GuidedSpec((), (FreeText({1024: GUIDE_END}),)),
+    "a token outside the vocabulary": GuidedSpec((), (FreeText({2**20: GUIDE_END}),)),
     "a path outside the vocabulary": GuidedSpec((), (FixedText((((-1,), GUIDE_END),)),)),
     "a text without an exit": GuidedSpec((), (FreeText({}),)),
     "no path": GuidedSpec((), (FixedText(()),)),

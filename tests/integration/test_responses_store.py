@@ -331,10 +331,10 @@ def test_references_have_a_bound(
     """No more is read for them than of a conversation; the one that is too many is named."""
     live = harmony_server(serve, final("One."), store=store, context_tokens=65_536)
     for n in range(3):
-        create(live, input=[{"role": "user", "id": f"m{n}", "content": "x" * 3000}])
-    monkeypatch.setattr(responses_shelf, "MAX_HISTORY_BYTES", 10_000)
+        create(live, input=[{"role": "user", "id": f"m{n}", "content": "x" * 10_000}])
+    monkeypatch.setattr(responses_shelf, "MAX_HISTORY_BYTES", 30_000)
     named: Any = [{"type": "item_reference", "id": f"m{n}"} for n in range(3)]
-    create(live, input=named[:2])
+    create(live, input=named[:2], store=False)
     with pytest.raises(openai.BadRequestError) as caught:
         create(live, input=named)
     assert caught.value.param == "input[2].id"

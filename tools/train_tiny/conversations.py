@@ -313,7 +313,7 @@ def scene(rng: random.Random, *, with_tools: bool, threads: int) -> Scene:
 
 
 def _offers(rng: random.Random) -> list[Offer]:
-    wanted = rng.choices((1, 2, 3, 4), (25, 52, 16, 7))[0]
+    wanted = rng.choices((1, 2, 3, 4), (20, 56, 16, 8))[0]
     found: dict[str, Offer] = {}
     names: set[str] = set()
     while len(found) < wanted:
@@ -376,7 +376,7 @@ def _agent(rng: random.Random, offers: list[Offer], within: Scene) -> list[Excha
 
 
 def _chosen(rng: random.Random, offers: list[Offer]) -> list[Offer]:
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         return rng.sample(offers, 2) if len(offers) > 1 else [offers[0], offers[0]]
     return [rng.choice(offers)]
 

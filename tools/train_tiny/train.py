@@ -27,10 +27,10 @@ SAVE_EVERY: Final = 100
 class Recipe:
     """Everything that the weights follow from, beside the code and the versions of torch."""
 
-    steps: int = 4200
-    decay: int = 3000
-    rows: int = 10
-    length: int = 384
+    steps: int = 4600
+    decay: int = 3200
+    rows: int = 7
+    length: int = 512
     muon_lr: float = 0.008
     adam_lr: float = 0.002
     seed: int = 0

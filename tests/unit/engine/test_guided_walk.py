@@ -11,6 +11,7 @@ import pytest
 from gpt_oss_server.engine.guided_walk import LEAST_MARGIN_TOKENS, Walk
 from gpt_oss_server.types import GUIDE_END, FixedText, FreeText, Grammar, GrammarText, GuidedSpec
 from guided_runs import (
+    VOCAB,
     allowed_texts,
     chat_format,
     ends,
@@ -92,7 +93,7 @@ def steered(grammar: Grammar, text: str, bound: int = 1000) -> Walk:
 )
 def test_exactly_what_the_schema_allows(schema: Any, text: str, allowed: set[bytes]) -> None:
     """The mask behind a text has the tokens that go on with it, whitespace apart, and no other."""
-    known = {vocabulary().bytes_of(token) for token in range(1024)}
+    known = {vocabulary().bytes_of(token) for token in range(VOCAB)}
     found = {token for token in allowed_texts(steered(of_schema(schema), text)) if token.strip()}
     if b"" in allowed_texts(steered(of_schema(schema), text)):
         found.add(b"")

@@ -182,8 +182,8 @@ def rows(pieces: list[Piece]) -> list[Row]:
         ),
         pytest.param("", [], id="nothing"),
         pytest.param(
-            "<|constrain|>!<|channel|>Hello<|constrain|>you<|message|>",
-            [("content", "!Hello", None), ("content", "you", None)],
+            "<|constrain|>Me<|channel|>Hello<|constrain|>!<|return|>",
+            [("content", "MeHello!")],
             id="text of a header with a section twice keeps its order",
         ),
     ],
