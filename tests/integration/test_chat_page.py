@@ -409,11 +409,3 @@ def test_a_key_of_any_letters(serve: Serve, browser: Chromium) -> None:
     page.press("Enter")
     page.until(NAMED)
     assert ChatPage(page).ask("hi") == "user:hi"
-
-
-def test_a_long_line_does_not_hold_the_page_up(serve: Serve, browser: Chromium) -> None:
-    """What begins like a fence and is none takes no time that grows with the line's square."""
-    page = ChatPage.of(browser, serve()).page
-    blocks = """import("./page/format.js").then((m) =>
-        m.blocksOf("```" + "a".repeat(1e6) + "`").map(({kind}) => kind))"""
-    assert page.ask(blocks) == ["paragraph"]

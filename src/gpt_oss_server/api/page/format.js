@@ -3,7 +3,7 @@
 
 import { copies, element } from "./dom.js";
 
-const FENCE = /^ {0,3}```(?!.*`)\s*([\w+#.-]*)/; // in linear time, whatever the line
+const FENCE = /^ {0,3}```\s*([\w+#.-]*)[^`]*$/;
 const HEADING = /^#{1,4} +(.+)$/;
 const ITEM = /^(\s*)([-*•]|\d{1,3}[.)]) +(.*)$/;
 const INLINE = /(`[^`\n]+`|\*\*[^*\n]+\*\*)/;
