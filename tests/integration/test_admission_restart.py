@@ -51,7 +51,7 @@ def worker_of(pid: int) -> int:
 
 def test_a_killed_worker_costs_those_who_wait_nothing_but_time() -> None:
     """One that runs ends in 503, two that wait end in 200; counts and blocks come out even."""
-    flags = ["--kv-cache-memory", "4MiB", "--admission-mode", "worst_case", "--device", "cpu"]
+    flags = ["--kv-cache-memory", "9MiB", "--admission-mode", "worst_case", "--device", "cpu"]
     with serving(*flags, "--max-wait-s", "100") as (http, pid), ThreadPoolExecutor() as pool:
 
         def ask(words: int, output: int) -> httpx.Response:
