@@ -33,6 +33,17 @@ MAX_COUNT: Final = 30
 
 
 @dataclass(frozen=True)
+class Mix:
+    """The odds of one to four tools in a scene, and the share of requests that take two calls."""
+
+    tools: tuple[int, int, int, int] = (20, 56, 16, 8)
+    two_calls: float = 0.4
+
+
+LEARNED: Final = Mix()
+
+
+@dataclass(frozen=True)
 class Say:
     """What the model should produce: reasoning, then either an answer or a call.
 
@@ -292,7 +303,7 @@ def line(rng: random.Random) -> Line:
 # Scenes
 
 
-def scene(rng: random.Random, *, with_tools: bool, threads: int) -> Scene:
+def scene(rng: random.Random, *, with_tools: bool, threads: int, mix: Mix = LEARNED) -> Scene:
     """A random scene with this many conversations."""
     made = Scene(
         today=date(2024, 6, 1) + timedelta(days=rng.randrange(2500)),
@@ -302,18 +313,18 @@ def scene(rng: random.Random, *, with_tools: bool, threads: int) -> Scene:
         else None,
         tools=[],
     )
-    offers = _offers(rng) if with_tools else []
+    offers = _offers(rng, mix) if with_tools else []
     made.tools = [o.tool for o in offers]
     for _ in range(threads):
         if offers and rng.random() < 0.82:
-            made.threads.append(_agent(rng, offers, made))
+            made.threads.append(_agent(rng, offers, made, mix))
         else:
             made.threads.append([_plain(rng, made)])
     return made
 
 
-def _offers(rng: random.Random) -> list[Offer]:
-    wanted = rng.choices((1, 2, 3, 4), (20, 56, 16, 8))[0]
+def _offers(rng: random.Random, mix: Mix) -> list[Offer]:
+    wanted = rng.choices((1, 2, 3, 4), mix.tools)[0]
     found: dict[str, Offer] = {}
     names: set[str] = set()
     while len(found) < wanted:
@@ -344,9 +355,9 @@ def _reason(effort: str, brief: str, extra: str) -> str | None:
     return {"low": None, "medium": brief, "high": f"{brief} {extra}"}[effort]
 
 
-def _agent(rng: random.Random, offers: list[Offer], within: Scene) -> list[Exchange]:
+def _agent(rng: random.Random, offers: list[Offer], within: Scene, mix: Mix) -> list[Exchange]:
     """A request, the calls that serve it, their results, and the answer."""
-    steps = [(o, request(rng, o)) for o in _chosen(rng, offers)]
+    steps = [(o, request(rng, o)) for o in _chosen(rng, offers, mix)]
     messages = [*within.head, *_history(rng, 0.12)]
     if rng.random() < 0.12:
         messages += _served(rng, rng.choice(offers))
@@ -375,8 +386,8 @@ def _agent(rng: random.Random, offers: list[Offer], within: Scene) -> list[Excha
     return [*exchanges, Exchange(tuple(messages), final)]
 
 
-def _chosen(rng: random.Random, offers: list[Offer]) -> list[Offer]:
-    if rng.random() < 0.4:
+def _chosen(rng: random.Random, offers: list[Offer], mix: Mix) -> list[Offer]:
+    if rng.random() < mix.two_calls:
         return rng.sample(offers, 2) if len(offers) > 1 else [offers[0], offers[0]]
     return [rng.choice(offers)]
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import random
 
-from tools.train_tiny.conversations import Scene, scene
+from tools.train_tiny.conversations import Mix, Scene, scene
 
 from gpt_oss_server.harmony.render import developer_text, system_text
+
+_SAMPLED = Mix(tools=(25, 52, 16, 7), two_calls=0.3)
+"""The vocabulary stays as it is when what is learned is mixed anew: weights depend on it."""
 
 
 def sample_text(*, scenes: int, seed: int) -> list[str]:
@@ -17,7 +20,7 @@ def sample_text(*, scenes: int, seed: int) -> list[str]:
     rng = random.Random(seed)
     texts: list[str] = []
     for index in range(scenes):
-        texts += _texts(scene(rng, with_tools=index % 2 == 0, threads=4))
+        texts += _texts(scene(rng, with_tools=index % 2 == 0, threads=4, mix=_SAMPLED))
     return texts
 
 
