@@ -13,7 +13,7 @@ import pytest
 from app_process import ServerProcess, client, complaints, running
 
 FLAGS = ("--device", "cpu", "--load-format", "random", "--threads", "1", "--prefix-caching")
-POOL = ("--kv-cache-memory", "96MiB", "--max-num-seqs", "3", "--max-batch-tokens", "64")
+POOL = ("--kv-cache-memory", "384MiB", "--max-num-seqs", "3", "--max-batch-tokens", "64")
 QUIET = ("--log-level", "warning", "--large-input-tokens", "1000000")
 STREAMS, WAITING = 2, 3
 
@@ -39,7 +39,7 @@ class Load:
         self.streams = [pool.submit(ask, url, tokens=tokens, stream=True) for _ in range(STREAMS)]
         self.until("running", STREAMS)
         # Sixty-four tokens a step, of which the streams take theirs: this goes on for a while.
-        self.prefill = pool.submit(ask, url, tokens=1, stream=False, prompt="word " * 5_000)
+        self.prefill = pool.submit(ask, url, tokens=1, stream=False, prompt="word " * 10_000)
         self.until("running", STREAMS + 1)
         self.waiting = [
             pool.submit(ask, url, tokens=2, stream=number % 2 == 0) for number in range(WAITING)
