@@ -67,8 +67,8 @@ class Load:
     """What is played: `batch` clients, each with `requests` one after the other. Tokens."""
 
     batch: int = 16
-    requests: int = 3
-    prompt: int = 384
+    requests: int = 2
+    prompt: int = 1024
     output: int = 64
     rounds: int = 3
 

@@ -31,7 +31,7 @@ def spec(**changes: object) -> EngineSpec:
         "folder": TINY,
         "device": "cpu",
         "load_format": "random",
-        "kv_cache_bytes": 1 << 20,
+        "kv_cache_bytes": 4 << 20,
         "threads": 1,
     }
     return EngineSpec(**{**values, **changes})  # type: ignore[arg-type]

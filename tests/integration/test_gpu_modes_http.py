@@ -4,6 +4,7 @@ where everything is and what ran there."""
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from app_process import client, running
 
 LARGE = 120
+LAYERS = json.loads(
+    (files("gpt_oss_server") / "models" / "tiny" / "config.json").read_text()
+)["num_hidden_layers"]
 KV_MEMORY = 4 << 20
 
 
@@ -67,12 +71,12 @@ def test_one_story_of_a_replica_of_two_ranks(mode: str, tmp_path: Path) -> None:
     assert [(one["rank"], one["device"]) for one in ranks] == [(0, "cpu"), (1, "cpu")]
     assert len({one["pid"] for one in ranks}) == 2
     if mode == "tensor":
-        assert [(one["first_layer"], one["layers"]) for one in ranks] == [(0, 4), (0, 4)]
+        assert [(one["first_layer"], one["layers"]) for one in ranks] == [(0, LAYERS), (0, LAYERS)]
         assert ranks[0]["kv_pool_bytes"] == ranks[1]["kv_pool_bytes"]
     else:
         assert [one["stage"] for one in ranks] == [0, 1]
         assert [one["first_layer"] for one in ranks] == [0, ranks[0]["layers"]]
-        assert sum(one["layers"] for one in ranks) == 4
+        assert sum(one["layers"] for one in ranks) == LAYERS
     assert stats["recommendation"]["current_mode"] == mode
     assert stats["recommendation"]["mode"] is None
 

@@ -37,7 +37,9 @@ class EngineOnGpu0(EngineClient):
     """Says of itself that it runs on the first GPU."""
 
     def info(self) -> EngineInfo:
-        return msgspec.structs.replace(super().info(), device="cuda:0")
+        info = super().info()
+        ranks = tuple(msgspec.structs.replace(rank, device="cuda:0") for rank in info.ranks)
+        return msgspec.structs.replace(info, device="cuda:0", ranks=ranks)
 
 
 def recording(entries: int, period_s: float, seed: int = 0) -> list[Sequence[GpuReading]]:
