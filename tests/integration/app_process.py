@@ -37,11 +37,17 @@ class TinyFake(FakeEngine):
         super().__init__(info=msgspec.structs.replace(DEFAULT_INFO, vocab_size=2**18))
 
 
+def say(line: str) -> None:
+    """Print a line that no other thread's is mixed into: `print` writes its end by itself."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 class SteeredEngine(TinyFake):
     """Its gate is opened and closed by lines on stdin; it tells of every job that it takes."""
 
     async def generate(self, job: Job) -> AsyncGenerator[TokenDelta, None]:
-        print("job", flush=True)
+        say("job")
         async with contextlib.aclosing(super().generate(job)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -53,13 +59,13 @@ class SteeredEngine(TinyFake):
             "open": self.open_gate,
             "close": self.close_gate,
             "pass": lambda: self.let_pass(1),
-            "frozen": lambda: print(f"frozen: {gc.get_freeze_count()}", flush=True),
+            "frozen": lambda: say(f"frozen: {gc.get_freeze_count()}"),
         }
 
         def read() -> None:
             for line in sys.stdin:
                 loop.call_soon_threadsafe(orders[line.strip()])
-                print(f"done: {line.strip()}", flush=True)
+                say(f"done: {line.strip()}")
 
         threading.Thread(target=read, daemon=True).start()
 
