@@ -9,6 +9,8 @@ MODEL ?= tiny
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
+# Test files at a time: much of a test's time is waiting for processes.
+JOBS ?= 2
 # The release whose numbers the tests and benchmarks were taken with; newer ones are allowed.
 TORCH ?= 2.13.0
 
@@ -31,10 +33,10 @@ run: setup  ## serve MODEL (tiny) on HOST:PORT (127.0.0.1:8000); more flags in A
 	$(BIN)/gpt-oss-server serve --model $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: setup  ## the tests, without the slow ones
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -m 'not slow' -n $(JOBS) --dist loadfile $(ARGS)
 
 test-all: setup  ## all tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: setup  ## lint, formatting, types
 	$(BIN)/ruff check .
