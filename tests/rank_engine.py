@@ -83,6 +83,7 @@ class RankSteps:
     """One rank's side of every step."""
 
     depth = 1
+    lookahead = False
     sampler: Any = None
 
     def __init__(self, comms: Comms, spec: EngineSpec, part: ModelPart, plan: PoolPlan) -> None:

@@ -340,7 +340,24 @@ class Settings:
         "where the model runs, or the first of its GPUs; auto: CUDA where there is one",
     )
     attention_backend: str = _setting(
-        "auto", Choice(("auto", "tiled", "reference")), _GPUS, "attention implementation"
+        "auto",
+        Choice(("auto", "triton", "tiled", "reference")),
+        _GPUS,
+        "attention implementation; auto: triton on CUDA where it can run, else tiled",
+    )
+    experts: Literal["auto", "triton", "torch", "transformers"] = _setting(
+        "auto",
+        Choice(("auto", "triton", "torch", "transformers")),
+        _GPUS,
+        "who computes a mixture's experts; auto: triton on CUDA, which keeps MXFP4 weights in 4 "
+        "bits, else transformers; torch keeps them in 4 bits too, but is slow",
+    )
+    eager: bool = _setting(
+        False,
+        Switch(),
+        _GPUS,
+        "do not capture decode steps as CUDA graphs: a faster start and some memory, for slower "
+        "steps of few sequences",
     )
 
     log_format: Literal["auto", "json", "human"] = _setting(

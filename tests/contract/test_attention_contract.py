@@ -1,6 +1,7 @@
 """What every attention backend computes, against a dense computation in float64.
 
-Add a backend by adding its maker to `BACKENDS`. `tests/gpu` runs the same table on a GPU.
+Triton's kernels run in its interpreter here. Add a backend by adding its maker to `BACKENDS`.
+`tests/gpu` runs the same table on a GPU.
 """
 
 from __future__ import annotations
@@ -24,14 +25,37 @@ from gpt_oss_server.engine.attention.interface import (
 )
 from gpt_oss_server.engine.attention.reference import ReferenceBackend
 from gpt_oss_server.engine.attention.tiled import TiledBackend
+from gpt_oss_server.engine.kernels.paged_tuning import DecodeTuning, PrefillTuning
+from kernel_device import HAVE_TRITON
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MakeBackend = Callable[[int], AttentionBackend]
+
+
+def triton_backend(block_size: int, small: bool = False) -> AttentionBackend:
+    """Interpreted: every tensor here is on the CPU. `small` as for `small_tiles`."""
+    from gpt_oss_server.engine.attention.triton import TritonBackend
+    from gpt_oss_server.engine.kernels.usable import interpreted
+
+    if not interpreted():
+        pytest.skip("on a GPU machine the kernels are compiled: tests/gpu runs this table there")
+    if not small:
+        return TritonBackend()
+    return TritonBackend(
+        DecodeTuning(8, 8, items_per_multiprocessor=16, warps=4, stages=2),
+        PrefillTuning(16, 8, 8, items_per_multiprocessor=16, warps=4, stages=2),
+    )
+
+
 BACKENDS: dict[str, MakeBackend] = {
     "reference": lambda block_size: ReferenceBackend(),
     "tiled": TiledBackend,
 }
+if HAVE_TRITON:
+    BACKENDS["triton"] = triton_backend
+# An interpreted kernel takes a tenth of a second.
+EXAMPLES = {"reference": 40, "tiled": 40, "triton": 12}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 MIXED = ((0, 5), (9, 1), (3, 4), (16, 1), (0, 1), (7, 9))
@@ -64,7 +88,8 @@ CASES = {
 
 @pytest.fixture(params=BACKENDS)
 def make_backend(request: pytest.FixtureRequest) -> MakeBackend:
-    return BACKENDS[cast("str", request.param)]
+    """Looked up when called: `shrink` may have changed it by then."""
+    return lambda block_size: BACKENDS[cast("str", request.param)](block_size)
 
 
 @pytest.fixture
@@ -78,6 +103,8 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled, "PREFILL_PARTITION_TOKENS", 8)
     monkeypatch.setattr(tiled, "DECODE_PARTITION_TOKENS", 12)
     monkeypatch.setattr(tiled, "WAVE_TOKENS", 24)
+    if HAVE_TRITON:
+        monkeypatch.setitem(BACKENDS, "triton", lambda block_size: triton_backend(block_size, True))
 
 
 def attend(make_backend: MakeBackend, problem: Problem) -> torch.Tensor:
@@ -143,7 +170,7 @@ def cases(draw: st.DrawFn) -> Case:
 def test_equals_dense_attention_on_anything(name: str, small: bool) -> None:
     """Any batch, geometry and window."""
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=EXAMPLES[name], deadline=None)
     @given(cases())
     def holds(case: Case) -> None:
         with pytest.MonkeyPatch.context() as monkeypatch:
@@ -209,6 +236,7 @@ def test_one_plan_serves_layers_of_every_group(make_backend: MakeBackend) -> Non
         torch.testing.assert_close(got.double(), dense_answer(problem), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy's, interpreted
 @pytest.mark.parametrize("window", [None, 6])
 def test_nan_of_one_sequence_reaches_no_other(
     make_backend: MakeBackend, window: int | None, monkeypatch: pytest.MonkeyPatch

@@ -80,6 +80,8 @@ def test_auto_with_layers_offloaded_to_the_host(folder: str) -> None:
     core = EngineCore(spec, said.append)
     assert {key: one.tokens for key, one in run(core, JOBS).items()} == expected(folder)
     assert [line for line in said if "offloaded to cpu and cross to cuda:0" in line]
-    (rank,) = core.info().ranks
-    assert (rank.device, rank.layers) == ("cuda:0", 4)
+    rank, host = core.info().ranks
+    assert (rank.device, rank.layers, host.device, host.layers) == ("cuda:0", 4, "cpu", 0)
+    single = EngineCore(spec_for(folder, **ON_GPU)).info()
+    assert rank.weights_bytes + host.weights_bytes == single.weights_bytes
     assert rank.kv_bytes == sum(g.num_blocks * g.block_bytes for g in core.info().kv_groups)

@@ -108,8 +108,9 @@ def test_any_chunking(yardstick: Yardstick, max_batch_tokens: int) -> None:
         {"block_size": 4, "prefill_order": "fcfs"},
         {"block_size": 64, "max_num_seqs": 3},
         {"attention_backend": "reference"},
+        {"lookahead": True},
     ],
-    ids=["no prefix caching", "small blocks, first come", "large blocks", "reference"],
+    ids=["no prefix caching", "small blocks, first come", "large blocks", "reference", "lookahead"],
 )
 def test_any_settings(yardstick: Yardstick, settings: dict[str, Any]) -> None:
     """Settings change the schedule, never the output."""

@@ -13,7 +13,8 @@ from engine_runs import job, run
 from gpt_oss_server.engine.attention.interface import ATTENTION_NAME, LayerKv, StepContext
 from gpt_oss_server.engine.core import EngineCore
 from gpt_oss_server.engine.layout import register_attention
-from gpt_oss_server.engine.loader import load_model
+from gpt_oss_server.engine.loader import load_model, read_config
+from gpt_oss_server.engine.ranks.skeleton import skeleton
 from gpt_oss_server.errors import StartupError
 from rank_engine import spec_for
 from tiny_models import build, saved
@@ -73,6 +74,37 @@ def test_a_map_with_layers_on_disk(folder: str) -> None:
     assert rank.kv_bytes == sum(g.num_blocks * g.block_bytes for g in single.info().kv_groups)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "cpu", "model.layers.1": "disk", "lm_head": "cpu"},
+        {"model.layers.2.mlp": "disk", "": "cpu"},
+        {"model.layers": "disk", "model.layers.0": "cpu", "": "cpu"},
+    ],
+    ids=["a layer", "part of a layer, first", "most layers"],
+)
+def test_an_entry_within_another(folder: str, given: dict[str, str]) -> None:
+    """The longer name counts, whichever comes first, and all else is where the shorter puts it."""
+    single, _ = core_of(folder)
+    spread, _ = core_of(folder, gpu_mode="auto", device_map=given)
+    assert tokens(spread) == tokens(single)
+    blank = skeleton(Path(folder), read_config(Path(folder)), torch.float32)
+    on_disk = sum(
+        parameter.numel() * parameter.element_size()
+        for name, parameter in blank.named_parameters()
+        if _longest(name, given) == "disk"
+    )
+    assert on_disk > 0
+    (rank,) = spread.info().ranks
+    assert rank.weights_bytes == single.info().weights_bytes - on_disk
+
+
+def _longest(name: str, given: dict[str, str]) -> str:
+    """The place of a tensor."""
+    fitting = [entry for entry in given if not entry or f"{name}.".startswith(f"{entry}.")]
+    return given[max(fitting, key=len)]
+
+
 def test_what_does_not_fit_goes_to_disk_if_asked(folder: str) -> None:
     """A limit on the host's memory pushes layers out, and only with --offload disk."""
     weights = core_of(folder)[0].info().weights_bytes
@@ -90,7 +122,7 @@ def test_what_does_not_fit_goes_to_disk_if_asked(folder: str) -> None:
         ({"device_map": {"": "0"}}, "GPU 0 is not there, this machine has 0"),
         ({"device_map": {"": "disk"}}, "nothing is on a device that computes"),
         ({"device_map": {"model": "cpu"}}, "no place for lm_head.weight"),
-        ({"max_memory": {"5": "1GiB"}, "offload": "disk"}, "no device '5'"),
+        ({"max_memory": {"5": "1GiB"}, "offload": "disk"}, "no device '5' is in use, only cpu"),
         ({"max_memory": {"cpu": "much"}, "offload": "disk"}, "cpu=much is no size"),
         ({"device_map": SPREAD, "load_format": "random"}, "cannot be left on disk"),
     ],

@@ -74,17 +74,35 @@ def _load(comms: Comms, folders: list[str]) -> str:
     return "loaded"
 
 
-def test_ranks_that_see_different_models(tmp_path: Path) -> None:
-    """All of them stop, and say which differ."""
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_ranks_that_see_different_models(tmp_path: Path, name: str) -> None:
+    """All of them stop, and say which differ: read in parts, or whole (a mixture that is stored
+    expert by expert)."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    first = saved(build("llama"), tmp_path / "a")
-    other = build("llama")
+    first = saved(build(name), tmp_path / "a")
+    other = build(name)
     other.lm_head.weight.data += 0.5
     second = saved(other, tmp_path / "b")
     lines = tensor_ranks(2, _load, [first, second])
     assert all(line.startswith("ranks [1] see another model in") for line in lines)
-    assert tensor_ranks(2, _load, [first, first]) == ["loaded", "loaded"]
+
+
+def test_a_folder_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    """A rank that may have read parts of two models does not start."""
+    folder = saved(build("llama"), tmp_path)
+
+    def progress(text: str) -> None:
+        if text.startswith("reading"):
+            other = build("llama")
+            other.lm_head.weight.data += 0.5
+            saved(other, tmp_path)
+
+    spec = spec_for(folder, gpu_mode="tensor", gpus=1)
+    assert load_part(spec, Place(), Comms.alone(CPU), lambda _: None).layers == range(4)
+    with pytest.raises(StartupError) as caught:
+        load_part(spec, Place(), Comms.alone(CPU), progress)
+    assert str(caught.value) == (f"{folder}: its files changed while rank 0 read them: start again")
 
 
 @pytest.mark.parametrize(

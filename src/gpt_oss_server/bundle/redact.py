@@ -43,7 +43,7 @@ SHOWN_SETTINGS = frozenset(
         *("max_responses", "max_responses_size", "max_response_age_s"),
         *("gpu_mode", "gpus", "device", "attention_backend", "threads", "shutdown_grace_s"),
         *("engine_timeout_s", "micro_batches", "rank_timeout_s", "max_memory", "offload"),
-        *("log_format", "log_level", "trace_sample_rate", "trace_slow_s"),
+        *("experts", "eager", "log_format", "log_level", "trace_sample_rate", "trace_slow_s"),
     }
 )
 

@@ -13,6 +13,10 @@ Where several steps may be in flight (*micro-batches*), each takes its share: of
 decode, the ones that have waited longest, and of the budget. A decoding sequence is in one step
 at a time, since its next token follows from the last; a prompt may have chunks in several. Nothing
 in flight is preempted: who finds no room waits for it to come back.
+
+With *lookahead*, one step is scheduled while the tokens that the one before it sampled are not
+known yet: a decoding sequence then takes part with the token to come (`Sequence.ahead`). If that
+token ends it, what the later step computes for it is for nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ class Batch:
 class Batcher:
     """Owns the queue of an engine. `add`, `remove` and `schedule` are its whole surface; the
     caller reports what was computed through `kv.advance`, step by step in the order of
-    `schedule`, and has at most `micro_batches` of them in flight."""
+    `schedule`, and has at most `micro_batches` of them in flight, one more with `lookahead`."""
 
     def __init__(
         self,
@@ -63,6 +67,8 @@ class Batcher:
         max_batch_tokens: int,
         cost: StepCost | None = None,
         micro_batches: int = 1,
+        *,
+        lookahead: bool = False,
     ) -> None:
         self.kv = kv
         self.waiting: dict[int, Sequence] = {}
@@ -72,6 +78,7 @@ class Batcher:
         self.prefix_hit_tokens = 0
         self._order = order
         self._micro_batches = micro_batches
+        self._overlapping = lookahead or micro_batches > 1
         self._budget = -(-max_batch_tokens // micro_batches)
         self._cost = cost if cost is not None else StepCost()
         self._hit: dict[int, int] = {}
@@ -120,7 +127,7 @@ class Batcher:
     def _decoding(self) -> list[int]:
         """Arrivals of those that can decode: oldest first, or, where a step takes only some of
         them, those first that have waited longest."""
-        ready = sorted(a for a, s in self.running.items() if s.decoding)
+        ready = sorted(a for a, s in self.running.items() if s.decoding and not s.exhausted)
         if self._micro_batches > 1:
             ready.sort(key=lambda arrival: self.running[arrival].turn)
         return ready
@@ -141,7 +148,7 @@ class Batcher:
     def _victim(self, seq: Sequence) -> Sequence | None:
         """Who yields to `seq`: the youngest that is not in flight, at last `seq` itself. None
         where it keeps its work and waits."""
-        if self._micro_batches == 1:
+        if not self._overlapping:
             victim = self.running[max(self.running)]
         else:
             idle = (a for a, s in self.running.items() if a >= seq.arrival and not s.in_flight)

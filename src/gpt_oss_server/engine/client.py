@@ -9,30 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from typing import cast
 
 import msgspec
 
 from gpt_oss_server.engine import wire
+from gpt_oss_server.engine.delta_stream import DeltaStream
+from gpt_oss_server.engine.process_group import end_group
+from gpt_oss_server.engine.ranks.faults import ending
+from gpt_oss_server.engine.ranks.liveness import LOADING_STILL_S, STILL_S
 from gpt_oss_server.engine.spec import EngineSpec
-from gpt_oss_server.errors import EngineFailed, NotReady, ServerError, StartupError
+from gpt_oss_server.errors import EngineFailed, NotReady, StartupError
 from gpt_oss_server.events import Event, WorkerRestarted
 from gpt_oss_server.types import EngineInfo, EngineState, EngineStats, Job, TokenDelta
 
+WORKER = "gpt_oss_server.engine.worker"
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 # A worker that lived this long did not die of what killed the one before.
 STABLE_AFTER_S = 60.0
 HANG_CHECK_S = 1.0
 STOP_GRACE_S = 5.0
-GROUP_POLL_S = 0.02
 # A forward pass frees and asks again for the same megabytes in every layer. glibc by default
 # returns them to the kernel each time and pays for the page faults: at 512 rows an activation
 # then takes nine times as long. The worker keeps what it freed; its peak is the same.
@@ -40,54 +41,6 @@ KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
 }
-
-
-class _Stream:
-    """One job's deltas on their way to its reader. Single reader, single writer, one loop."""
-
-    __slots__ = ("_items", "_waiter", "ended")
-
-    def __init__(self) -> None:
-        self._items: deque[TokenDelta | ServerError] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self.ended = False
-
-    def put(self, item: TokenDelta | ServerError) -> None:
-        self._items.append(item)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def get(self) -> TokenDelta:
-        """All that has come since the last call, as one delta; an error once all before it is
-        delivered. A reader that falls behind catches up in one turn."""
-        while not self._items:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-            self._waiter = None
-        item = self._items.popleft()
-        if isinstance(item, ServerError):
-            self.ended = True
-            raise item
-        if self._items:
-            item = self._merge(item)
-        self.ended = item.finish is not None
-        return item
-
-    def _merge(self, first: TokenDelta) -> TokenDelta:
-        """`first` and the deltas waiting behind it, up to an error."""
-        deltas = [first]
-        while self._items and not isinstance(self._items[0], ServerError):
-            deltas.append(cast("TokenDelta", self._items.popleft()))
-        logprobs = None
-        if first.logprobs is not None:
-            logprobs = tuple(entry for delta in deltas for entry in delta.logprobs or ())
-        return TokenDelta(
-            token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-            logprobs=logprobs,
-            finish=deltas[-1].finish,
-            cached_tokens=first.cached_tokens,
-            preemptions=sum(delta.preemptions for delta in deltas),
-        )
 
 
 class _WorkerProtocol(asyncio.Protocol):
@@ -111,11 +64,16 @@ class _WorkerProtocol(asyncio.Protocol):
         self._on_lost(self)
 
 
+class _EndedEarly(Exception):
+    """The worker's socket closed before it said that it has started, or why it cannot."""
+
+
 class EngineClient:
     """A supervised worker. `start` waits for the first one and raises what keeps it from
     starting; later deaths are healed by restarting with exponential backoff, for as long as it
     takes, and until then the state says what is wrong. One that has work and says nothing for
-    `spec.hang_after_s` is taken for dead and killed."""
+    `spec.hang_after_s` is taken for dead and killed; one that leads several ranks after
+    `spec.rank_timeout_s`."""
 
     def __init__(
         self,
@@ -130,7 +88,7 @@ class EngineClient:
         self._state = EngineState(ready=False, reason="not started")
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, DeltaStream] = {}
         self._next_key = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
@@ -142,6 +100,7 @@ class EngineClient:
         self._was_ready = False
         self._closing = False
         self._trouble = ""
+        self._busy_s = 0.0
         self._heard_s = 0.0
         self._alive_s = 0.0
 
@@ -173,10 +132,11 @@ class EngineClient:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The live worker's process and, where it leads several ranks, theirs."""
+        """The live worker's process and, where it leads several ranks, theirs, once it is
+        ready."""
         if self._process is None:
             return ()
-        ranks = () if self._info is None else self._info.ranks
+        ranks = self._info.ranks if self._info is not None and self._was_ready else ()
         others = {rank.pid for rank in ranks if rank.pid is not None} - {self._process.pid}
         return (self._process.pid, *sorted(others))
 
@@ -187,8 +147,8 @@ class EngineClient:
             raise NotReady(f"the engine is not ready: {self._state.reason}", retry_after_s=1.0)
         key, self._next_key = self._next_key, self._next_key + 1
         if not self._streams:
-            self._heard_s = self._alive_s = time.monotonic()
-        stream = self._streams[key] = _Stream()
+            self._busy_s = time.monotonic()
+        stream = self._streams[key] = DeltaStream()
         try:
             transport.write(wire.frame(wire.Submit(key, job)))
             while not stream.ended:
@@ -211,7 +171,7 @@ class EngineClient:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        await self._end_process()
+        await self._end_process(at_once=not self._was_ready)
         self._fail_streams("the server is shutting down")
 
     async def _launch(self) -> None:
@@ -224,16 +184,32 @@ class EngineClient:
         self._not_ready("loading the model")
         try:
             await self._connect()
-            self._info = await self._started
-        except BaseException:
-            await self._end_process()
+            self._info = await self._until_started(self._started)
+        except BaseException as error:
+            self._started.cancel()
+            await self._end_process(at_once=not isinstance(error, _EndedEarly))
+            if isinstance(error, _EndedEarly):
+                how = ending(None if self._process is None else self._process.returncode)
+                raise StartupError(f"the engine worker {how}, while it was loading") from None
             raise
         self._was_ready = True
         self._trouble = ""
         self._state = EngineState(True, "ready", self._state.restarts)
 
+    async def _until_started(self, started: asyncio.Future[EngineInfo]) -> EngineInfo:
+        """What the worker says when it is ready. Raises StartupError, also for one that is
+        stopped, where that can be told from one that loads."""
+        checked_s = time.monotonic()
+        while not (await asyncio.wait((started,), timeout=HANG_CHECK_S))[0]:
+            checked_s, before_s = time.monotonic(), checked_s
+            silence = self._silence() if _in_time(checked_s, before_s) else ""
+            if silence and not started.done():
+                raise StartupError(f"the engine cannot start: {silence}")
+        return started.result()
+
     async def _connect(self) -> None:
         """Start the process and send it its specification."""
+        self._heard_s = self._alive_s = time.monotonic()
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -257,7 +233,7 @@ class EngineClient:
             **os.environ,
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "gpt_oss_server.engine.worker", str(theirs.fileno())],
+            [sys.executable, "-m", WORKER, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment,
@@ -317,24 +293,35 @@ class EngineClient:
 
     async def _until_lost(self) -> None:
         """Return when the worker is gone, or has hung and been killed."""
+        checked_s = time.monotonic()
         while not self._lost.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), HANG_CHECK_S)
-            if self._streams and self._was_ready and (silence := self._silence()):
+            checked_s, before_s = time.monotonic(), checked_s
+            if self._lost.is_set() or not _in_time(checked_s, before_s):
+                continue
+            if silence := self._silence():
                 self._last_words = silence
                 if self._process is not None:
                     self._process.kill()
+                if self._transport is not None:
+                    # One that is stuck in the kernel keeps its end open: nobody waits for that.
+                    self._transport.abort()
                 await self._lost.wait()
 
     def _silence(self) -> str:
         """How long the worker has said nothing, where that is too long. One that leads several
         ranks speaks all the time; whatever it is that has stopped it, its ranks wait for it."""
         now_s = time.monotonic()
-        silent_s = now_s - self._heard_s
-        if silent_s >= self._spec.hang_after_s:
+        busy = self._was_ready and bool(self._streams)
+        silent_s = now_s - max(self._heard_s, self._busy_s)
+        if busy and silent_s >= self._spec.hang_after_s:
             return f"it had work and said nothing for {silent_s:.0f} s"
         still_s = now_s - max(self._heard_s, self._alive_s)
-        if self._spec.world > 1 and still_s >= self._spec.rank_timeout_s:
+        limit_s = self._spec.rank_timeout_s
+        if not busy:
+            limit_s = max(limit_s, STILL_S if self._was_ready else LOADING_STILL_S)
+        if self._spec.world > 1 and still_s >= limit_s:
             return f"the leading rank does not respond for {still_s:.0f} s"
         return ""
 
@@ -356,8 +343,14 @@ class EngineClient:
         elif isinstance(message, wire.Progress):
             self._not_ready(message.text)
             self._tell(message.text)
-        else:
+        elif not self._last_words:  # the first are the cause
             self._last_words = message.message
+            # It ends now; how long that takes is nobody's wait.
+            if not self._closing:
+                self._not_ready(self._death_reason())
+            self._fail_streams("the engine worker ended while this request ran")
+            if message.places:
+                self._tell(f"{self._death_reason()}: {message.places}")
 
     def _deliver(self, result: wire.StepResult) -> None:
         if result.stats is not None:
@@ -378,11 +371,9 @@ class EngineClient:
         self._connection = None
         self._stats = EngineStats()
         if not self._closing:
-            self._not_ready("the engine worker ended")
+            self._not_ready(self._death_reason() if self._last_words else "the engine worker ended")
         if self._started is not None and not self._started.done():
-            self._started.set_exception(
-                StartupError("the engine worker ended while loading; see its output above")
-            )
+            self._started.set_exception(_EndedEarly())
         self._fail_streams("the engine worker ended while this request ran")
         self._lost.set()
 
@@ -396,15 +387,16 @@ class EngineClient:
         code = self._process.returncode if self._process is not None else None
         return f"the engine worker ended (exit status {code})"
 
-    async def _end_process(self) -> None:
-        """Close the channel, which ends a healthy worker; kill one that does not listen."""
+    async def _end_process(self, *, at_once: bool = False) -> None:
+        """Close the channel, which ends a healthy worker; kill one that does not listen, or all
+        the same."""
         if self._transport is not None:
             self._transport.close()
             self._transport = None
         process = self._process
         if process is None or process.returncode is not None:
             return
-        if not self._was_ready:  # it does not listen while it loads, and has nothing to lose
+        if at_once:
             process.kill()
         try:
             await asyncio.to_thread(process.wait, STOP_GRACE_S)
@@ -412,16 +404,14 @@ class EngineClient:
             process.kill()
             await asyncio.to_thread(process.wait)
         if self._spec.world > 1:
-            await self._end_ranks(process.pid)
+            # What the ranks held is wanted by those that come next.
+            await end_group(process.pid, STOP_GRACE_S)
 
-    async def _end_ranks(self, leader: int) -> None:
-        """End what a leading rank may have left of its group, once it has ended itself, and wait
-        for it: what they held is wanted by those that come next."""
-        deadline_s = time.monotonic() + STOP_GRACE_S
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            while time.monotonic() < deadline_s:
-                os.killpg(leader, signal.SIGKILL)
-                await asyncio.sleep(GROUP_POLL_S)
+
+def _in_time(now_s: float, before_s: float) -> bool:
+    """Whether a check came about when it was due. This process may have been stopped: then what
+    others said meanwhile is still to be read."""
+    return now_s - before_s < 3 * HANG_CHECK_S
 
 
 def _words(error: BaseException) -> str:

@@ -51,6 +51,17 @@ class StepEvents:
     failures: list[tuple[int, ServerError]] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Flight:
+    """A step that is launched. `void` entries (indices into the batch) are to be ignored; `rows`
+    and `alive`, once it is sampled from: who gets a token, and who is still wanted."""
+
+    batch: Batch
+    void: set[int] = field(default_factory=set)
+    rows: list[int] | None = None
+    alive: list[bool] = field(default_factory=list)
+
+
 class EngineCore:
     """Built once, stepped by one thread. `submit` and `cancel` are called between steps."""
 
@@ -79,9 +90,14 @@ class EngineCore:
         self._runner = outfit.make_runner(self._guides)
         order = prefill_order(spec.prefill_order, spec.prefill_oldest_share)
         self.batcher = Batcher(
-            self.kv, order, info.max_batch_tokens, outfit.cost, self._runner.depth
+            self.kv,
+            order,
+            info.max_batch_tokens,
+            outfit.cost,
+            self._runner.depth,
+            lookahead=self._runner.lookahead,
         )
-        self._flights: deque[Batch] = deque()
+        self._flights: deque[_Flight] = deque()
         self._jobs: dict[int, Sequence] = {}
         self._arrivals = 0
         self._tallies = StepTallies()
@@ -146,39 +162,81 @@ class EngineCore:
         began_s = time.perf_counter()
         events = StepEvents()
         self._add_compiled(events)
-        while len(self._flights) < self._runner.depth:
-            batch = self.batcher.schedule()
-            if not batch.seqs:
-                break
-            self._runner.launch(lay_out(batch, self.kv))
-            self._flights.append(batch)
+        self._launch()
         if self._flights:
             self._collect(self._flights.popleft(), events, began_s)
         elif not events.failures:
             self._guides.wait(COMPILE_WAIT_S)
         return events
 
-    def _collect(self, batch: Batch, events: StepEvents, began_s: float) -> None:
-        """Take the results of the oldest step. A sequence that ended while it was in flight has
-        freed its blocks: nothing of it is looked at."""
-        alive = [self._jobs.get(seq.key) is seq for seq in batch.seqs]
-        rows = [i for i in batch.samples if alive[i]]
-        self._guides.prepare([batch.seqs[i] for i in rows])
-        sampled, spoiled = self._runner.collect(
-            [batch.seqs[i] if alive[i] else None for i in batch.samples]
-        )
+    def _launch(self) -> None:
+        """Launch what there is room and work for. With lookahead one step more, once the oldest
+        is sampled from: its tokens are on the device then, for the new one to go on with."""
+        runner = self._runner
+        while len(self._flights) < runner.depth + runner.lookahead:
+            if len(self._flights) == runner.depth:
+                self._sample(self._flights[0])
+            batch = self.batcher.schedule()
+            if not batch.seqs:
+                break
+            runner.launch(lay_out(batch, self.kv))
+            self._flights.append(_Flight(batch))
+
+    def _sample(self, flight: _Flight) -> None:
+        """Begin to sample from the oldest step: whoever gets a token may go on with it unseen."""
+        rows = self._prepare(flight)
+        self._runner.sample(self._sampling(flight, rows))
+        for n, i in enumerate(rows):
+            flight.batch.seqs[i].ahead = 1
+            flight.batch.seqs[i].ahead_row = n
+
+    def _prepare(self, flight: _Flight) -> list[int]:
+        """Which entries get a token: of those that sample, the ones that are still wanted. A
+        sequence that ended while it was in flight has freed its blocks, and one that took a step
+        with a token that was not the one computes it again: nothing of either is looked at."""
+        if flight.rows is None:
+            batch = flight.batch
+            flight.alive = [
+                self._jobs.get(seq.key) is seq and i not in flight.void
+                for i, seq in enumerate(batch.seqs)
+            ]
+            flight.rows = [i for i in batch.samples if flight.alive[i]]
+            self._guides.prepare([batch.seqs[i] for i in flight.rows])
+        return flight.rows
+
+    def _sampling(self, flight: _Flight, rows: list[int]) -> list[Sequence | None]:
+        wanted = set(rows)
+        return [flight.batch.seqs[i] if i in wanted else None for i in flight.batch.samples]
+
+    def _collect(self, flight: _Flight, events: StepEvents, began_s: float) -> None:
+        """Take the results of the oldest step."""
+        batch = flight.batch
+        rows = self._prepare(flight)
+        sampled, spoiled = self._runner.collect(self._sampling(flight, rows))
         for i, (seq, tokens) in enumerate(zip(batch.seqs, batch.tokens, strict=True)):
-            if not alive[i]:
+            if not flight.alive[i]:
                 continue
             if i in spoiled:  # not advanced: its blocks must never be found by their hash
                 self._fail(seq, EngineFailed(NOT_FINITE), events)
             else:
                 self.kv.advance(seq, tokens)
         for n, i in enumerate(rows):
+            seq = batch.seqs[i]
+            seq.ahead = 0
+            if n in sampled.settled:
+                self._take_back(seq)
             if i not in spoiled:
-                self._record(batch.seqs[i], sampled, n, events)
+                self._record(seq, sampled, n, events)
         prefill_tokens = sum(batch.tokens) - batch.decode_tokens
         self._count(batch.decode_tokens, prefill_tokens, time.perf_counter() - began_s)
+
+    def _take_back(self, seq: Sequence) -> None:
+        """The step ahead, if this sequence is in it, goes on with a token that it does not have."""
+        for flight in self._flights:
+            for i, other in enumerate(flight.batch.seqs):
+                if other is seq:
+                    flight.void.add(i)
+                    self.kv.take_back(seq)
 
     def stats(self) -> EngineStats:
         groups = [g.name for g in self.kv.groups]

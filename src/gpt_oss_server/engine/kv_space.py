@@ -154,6 +154,16 @@ class KvSpace:
                 seq.blocks[g] += new
                 self.tables[g][seq.slot, held_end:end] = new
 
+    def take_back(self, seq: Sequence) -> None:
+        """The last token launched was not the one: let go of what was held for it alone. The step
+        in flight may still write there; all later ones come behind it."""
+        seq.launched -= 1
+        end = -(-seq.launched // self.block_size)
+        for g, pool in enumerate(self.pools):
+            kept = max(0, end - seq.first_block[g])
+            pool.release(reversed(seq.blocks[g][kept:]), cold=True)
+            del seq.blocks[g][kept:]
+
     def advance(self, seq: Sequence, tokens: int) -> None:
         """`tokens` more of those launched are computed: publish completed blocks, let slide what
         is out of the window. The order matters: a block is published before it may be let go."""

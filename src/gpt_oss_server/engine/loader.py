@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from gpt_oss_server.engine.experts.choice import choose_experts, kernels_wanted
 from gpt_oss_server.engine.packed import can_pack, pack_weights
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step_cost import active_parameters
@@ -87,9 +88,16 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
     device = pick_device(spec.device)
     config = read_config(Path(spec.folder))
     dtype = pick_dtype(spec.dtype, config, device)
-    model = whole_model(spec, config, dtype, device, progress)
+    if choose_experts(spec, config, dtype, device).as_stored:
+        from gpt_oss_server.engine.experts.loading import load_as_stored
+
+        model = load_as_stored(spec, config, dtype, device, progress)
+    else:
+        model = whole_model(spec, config, dtype, device, progress)
     described = describe(model, device, dtype)
-    pack_if_possible(model, device, dtype, progress)
+    kernels_if_wanted(spec, model, device, dtype, progress)
+    if spec.attention_backend != "triton":  # kernels read plain weights
+        pack_if_possible(model, device, dtype, progress)
     return described
 
 
@@ -208,6 +216,23 @@ def pack_if_possible(
     if can_pack(device, dtype):
         progress("laying out the weights for this CPU")
         pack_weights(model)
+
+
+def kernels_if_wanted(
+    spec: EngineSpec,
+    model: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Callable[[str], None],
+) -> None:
+    """Let Triton compute the experts, where that is chosen. Raises StartupError where it is asked
+    for and cannot."""
+    if kernels_wanted(spec, dtype, device):
+        from gpt_oss_server.engine.experts.replace import use_kernels
+
+        replaced = use_kernels(model)
+        if replaced:
+            progress(f"experts of {replaced} layers are computed by Triton kernels")
 
 
 def _line(error: BaseException) -> str:

@@ -14,10 +14,13 @@ from typing import Any
 import msgspec
 import torch
 
+from gpt_oss_server.engine.forward import make_forward
+from gpt_oss_server.engine.graphs import DecodeGraphs, Room, make_recorder
 from gpt_oss_server.engine.guided import Guides
 from gpt_oss_server.engine.host_memory import check_room, free_bytes
 from gpt_oss_server.engine.layout import allocate_layers, observe_layers, reconcile
 from gpt_oss_server.engine.loader import LoadedModel, load_model
+from gpt_oss_server.engine.nucleus import make_nucleus
 from gpt_oss_server.engine.runner import ModelRunner, Runner, make_backend
 from gpt_oss_server.engine.sampler import Sampler
 from gpt_oss_server.engine.spec import EngineSpec
@@ -60,17 +63,39 @@ def equip(spec: EngineSpec, progress: Callable[[str], None]) -> Outfit:
     for line in warnings:
         progress(f"warning: {line}")
     bounds = bounds_of(spec, config, loaded)
+    backend = make_backend(spec.attention_backend, spec.block_size, [loaded.device], progress)
+    forward = make_forward(loaded.model, backend.name, bounds.max_len, progress)
     progress("allocating the KV pools")
     budget = spec.kv_cache_bytes or kv_budget(spec, loaded, bounds.activations_bytes)
     plan = plan_within(spec, loaded, shape, bounds.batch_tokens, budget)
     if loaded.device.type == "cpu":
         check_room(plan.total_bytes, free_bytes())
-    backend = make_backend(spec.attention_backend, spec.block_size)
     layers = allocate_layers(plan, shape, spec.block_size, loaded.dtype, loaded.device)
 
     def make_runner(guides: Guides) -> Runner:
-        sampler = Sampler(loaded.vocab_size, loaded.device, guides)
-        return ModelRunner(loaded.model, layers, backend, sampler, spec.block_size)
+        sampler = Sampler(loaded.vocab_size, loaded.device, guides, make_nucleus(loaded.device))
+        # On a CPU there is nothing to overlap: a step that is for nothing would cost its time.
+        ahead = loaded.device.type == "cuda" if spec.lookahead is None else spec.lookahead
+        graphs = None
+        if forward.capturable and backend.capturable and not spec.eager:
+            room = Room(
+                spec.max_num_seqs,
+                -(-bounds.max_len // spec.block_size),
+                len(plan.groups),
+                spec.block_size,
+            )
+            recorder = make_recorder(loaded.device)
+            graphs = DecodeGraphs(forward, layers, backend, room, recorder, progress)
+        return ModelRunner(
+            forward,
+            layers,
+            backend,
+            sampler,
+            spec.block_size,
+            spec.max_num_seqs,
+            lookahead=ahead,
+            graphs=graphs,
+        )
 
     rank = RankInfo(
         rank=0,

@@ -21,9 +21,11 @@ class Sequence:
     """A job's life in the engine. `arrival` is its rank for fairness and preemption and never
     changes; `computed` counts tokens whose KV is in the pool, `launched` those and the ones that
     steps in flight compute; `turn` numbers the last step that it was in, where several may be in
-    flight. `slot` is its row in the persistent step arrays while it runs. `blocks[g]` are the
-    block ids it holds in group g, for the logical blocks `first_block[g] ..`. Up to
-    `parting_block` its beginning was found in the full-attention pools when it was last looked up.
+    flight. `ahead` is 1 while its next token is sampled but not known here, from row `ahead_row` of
+    what was sampled; steps may be launched with it all the same. `slot` is its row in the
+    persistent step arrays while it runs. `blocks[g]` are the block ids it holds in group g, for the
+    logical blocks `first_block[g] ..`. Up to `parting_block` its beginning was found in the
+    full-attention pools when it was last looked up.
     """
 
     key: int
@@ -37,6 +39,8 @@ class Sequence:
     first_block: list[int]
     computed: int = 0
     launched: int = 0
+    ahead: int = 0
+    ahead_row: int = 0
     turn: int = 0
     registered_blocks: int = 0
     parting_block: int = 0
@@ -89,7 +93,7 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens that must still be launched before the next one can be sampled."""
-        return self.length - self.launched
+        return self.length + self.ahead - self.launched
 
     @property
     def in_flight(self) -> bool:
@@ -99,12 +103,17 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """Only the last sampled token is left to compute."""
-        return self.remaining == 1 and self.output_len > 0
+        return self.remaining == 1 and self.output_len + self.ahead > 0
 
     @property
     def generating(self) -> bool:
         """It decodes, or its last sampled token is in flight."""
-        return self.remaining <= 1 and self.output_len > 0
+        return self.remaining <= 1 and self.output_len + self.ahead > 0
+
+    @property
+    def exhausted(self) -> bool:
+        """With the token that is not known yet it has all that it may produce."""
+        return self.output_len + self.ahead >= self.max_tokens
 
     def append(self, token_id: int) -> None:
         if self.length == len(self._buffer):

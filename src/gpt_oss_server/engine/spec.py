@@ -21,7 +21,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     `gpus` is the number of ranks of the modes tensor and pipeline; `micro_batches` of None means
     one step in flight per stage. A replica of several ranks of which none makes progress for
     `rank_timeout_s` while a step is under way ends. `max_memory`, `device_map` and `offload` are
-    for the mode auto.
+    for the mode auto. `lookahead` launches a step before the tokens of the one before it are known
+    to the host; None means on GPUs. `eager`: no step is recorded to be replayed.
     """
 
     folder: str
@@ -40,6 +41,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefill_order: Literal["fcfs", "shortest"] = "shortest"
     prefill_oldest_share: float = 0.25
     attention_backend: str = "auto"
+    experts: Literal["auto", "triton", "torch", "transformers"] = "auto"
     threads: int = 0
     max_waiting: int = 65_536
     hang_after_s: float = 120.0
@@ -51,6 +53,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_memory: Mapping[str, str] | None = None
     device_map: Mapping[str, str] | None = None
     offload: Literal["none", "cpu", "disk"] = "none"
+    lookahead: bool | None = None
+    eager: bool = False
 
     @property
     def world(self) -> int:

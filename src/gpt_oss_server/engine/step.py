@@ -6,7 +6,8 @@ Built with vectorised numpy on the host; nothing per request is left for the for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,15 @@ import torch
 
 from gpt_oss_server.engine.batcher import Batch
 from gpt_oss_server.engine.kv_space import KvSpace
+from gpt_oss_server.engine.staging import Array, send_named
 
 IntArray = npt.NDArray[np.int64]
+NOT_KNOWN: Final = np.zeros(1, dtype=np.int32)
+"""Stands for a token whose id is on the device only."""
+
+
+def _no_rows() -> IntArray:
+    return np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +43,15 @@ class HostLayout:
 @dataclass(frozen=True, slots=True)
 class StepLayout:
     """All that a rank must know to compute a step: `token_ids` [T], `sample_rows` [S] (the rows
-    of the hidden states whose logits are wanted), and who they belong to."""
+    of the hidden states whose logits are wanted), and who they belong to. With lookahead the ids at
+    `ahead_rows` [A] are not known yet: they are rows `ahead_from` [A] of what was sampled last.
+    """
 
     token_ids: IntArray
     sample_rows: IntArray
     host: HostLayout
+    ahead_rows: IntArray = field(default_factory=_no_rows)
+    ahead_from: IntArray = field(default_factory=_no_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,10 @@ class StepInput:
     (block * block_size + offset) each token's KV is written; `sample_rows` [S] int64, the rows of
     the hidden states whose logits are wanted; `query_start` [R+1], `seq_lens` [R] int32 and
     `tables[g]` [R, blocks] int32 as in `HostLayout`, on the device.
+
+    In a step that is padded to a fixed size, rows from `live` [1] int32 on are nobody's: their
+    `seq_lens` are 0, so that they attend nothing, and their slots below 0, so that nothing is
+    written.
     """
 
     token_ids: torch.Tensor
@@ -60,6 +76,7 @@ class StepInput:
     seq_lens: torch.Tensor
     tables: tuple[torch.Tensor, ...]
     host: HostLayout
+    live: torch.Tensor | None = None
 
 
 def lay_out(batch: Batch, kv: KvSpace) -> StepLayout:
@@ -73,43 +90,78 @@ def lay_out(batch: Batch, kv: KvSpace) -> StepLayout:
     seq_lens = starts + counts
     token_ids = np.concatenate(
         [
-            seq.tokens[start : start + n]
+            seq.tokens[start : start + n] if start < seq.length else NOT_KNOWN
             for seq, start, n in zip(batch.seqs, batch.starts, batch.tokens, strict=True)
         ]
     ).astype(np.int64)
     columns = -(-int(seq_lens.max()) // kv.block_size)
     tables = tuple(table[rows, :columns] for table in kv.tables)
     sample_rows = query_start[1:][batch.samples] - 1
-    return StepLayout(token_ids, sample_rows, HostLayout(query_start, seq_lens, tables))
-
-
-def to_device(layout: StepLayout, block_size: int, device: torch.device) -> StepInput:
-    """The step's tensors, with positions and slots, which follow from the rest."""
-    host = layout.host
-    counts = np.diff(host.query_start)
-    # Where each sequence's first token stands, less its row.
-    offset = host.seq_lens - counts - host.query_start[:-1]
-    positions = np.arange(host.query_start[-1]) + np.repeat(offset, counts)
-    token_rows = np.repeat(np.arange(len(counts)), counts)
-    slots = tuple(
-        table[token_rows, positions // block_size].astype(np.int64) * block_size
-        + positions % block_size
-        for table in host.tables
+    # A token that is to come is its sequence's only one in the step.
+    ahead = [i for i, seq in enumerate(batch.seqs) if batch.starts[i] == seq.length]
+    return StepLayout(
+        token_ids,
+        sample_rows,
+        HostLayout(query_start, seq_lens, tables),
+        query_start[np.asarray(ahead, dtype=np.int64)],
+        np.asarray([batch.seqs[i].ahead_row for i in ahead], dtype=np.int64),
     )
 
-    def put(array: npt.NDArray[np.int64] | npt.NDArray[np.int32]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
+def to_device(
+    layout: StepLayout,
+    block_size: int,
+    device: torch.device,
+    sampled: torch.Tensor | None = None,
+) -> StepInput:
+    """The step's tensors, with positions and slots, which follow from the rest. `sampled` has the
+    token ids [S], on the device, that `ahead_rows` take theirs from."""
+    positions, slots = positions_and_slots(layout.host, block_size)
+    host = layout.host
+    arrays: dict[str, Array] = {
+        "token_ids": layout.token_ids,
+        "positions": positions,
+        "sample_rows": layout.sample_rows,
+        "query_start": host.query_start.astype(np.int32),
+        "seq_lens": host.seq_lens.astype(np.int32),
+    }
+    groups = range(len(host.tables))
+    for g in groups:
+        arrays[f"slots {g}"], arrays[f"table {g}"] = slots[g], host.tables[g]
+    if len(layout.ahead_rows):
+        arrays["ahead_rows"], arrays["ahead_from"] = layout.ahead_rows, layout.ahead_from
+    sent = send_named(arrays, device)
+    if len(layout.ahead_rows):
+        if sampled is None:
+            raise RuntimeError("a step needs tokens that were sampled elsewhere")
+        sent["token_ids"][sent["ahead_rows"]] = sampled[sent["ahead_from"]]
     return StepInput(
-        token_ids=put(layout.token_ids),
-        positions=put(positions),
-        slots=tuple(put(s) for s in slots),
-        sample_rows=put(layout.sample_rows),
-        query_start=put(host.query_start.astype(np.int32)),
-        seq_lens=put(host.seq_lens.astype(np.int32)),
-        tables=tuple(put(t) for t in host.tables),
+        token_ids=sent["token_ids"],
+        positions=sent["positions"],
+        slots=tuple(sent[f"slots {g}"] for g in groups),
+        sample_rows=sent["sample_rows"],
+        query_start=sent["query_start"],
+        seq_lens=sent["seq_lens"],
+        tables=tuple(sent[f"table {g}"] for g in groups),
         host=host,
     )
+
+
+def positions_and_slots(host: HostLayout, block_size: int) -> tuple[IntArray, tuple[IntArray, ...]]:
+    """Each token's position [T] in its sequence, and its slot [T] in every group's pool."""
+    counts = np.diff(host.query_start)
+    if len(counts) == host.query_start[-1]:  # a token each: the usual step, made in half the time
+        positions, token_rows = host.seq_lens - 1, np.arange(len(counts))
+    else:
+        # Where each sequence's first token stands, less its row.
+        offset = host.seq_lens - counts - host.query_start[:-1]
+        positions = np.arange(host.query_start[-1]) + np.repeat(offset, counts)
+        token_rows = np.repeat(np.arange(len(counts)), counts)
+    blocks, offsets = positions // block_size, positions % block_size
+    slots = tuple(
+        table[token_rows, blocks].astype(np.int64) * block_size + offsets for table in host.tables
+    )
+    return positions, slots
 
 
 def build_step(batch: Batch, kv: KvSpace, device: torch.device) -> StepInput:

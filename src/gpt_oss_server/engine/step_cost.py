@@ -71,5 +71,12 @@ def active_parameters(model: Any) -> float:
     for name, parameter in model.named_parameters():
         if parameter is embedding and not tied:
             continue
-        total += parameter.numel() * (share if ".experts." in name else 1.0)
+        total += _numbers(name, parameter) * (share if ".experts." in name else 1.0)
     return total
+
+
+def _numbers(name: str, parameter: Any) -> int:
+    """How many numbers a parameter holds: of MXFP4 two a byte, and scales are not multiplied."""
+    if parameter.dtype.is_floating_point:
+        return int(parameter.numel())
+    return 0 if name.endswith("_scales") else 2 * int(parameter.numel())

@@ -79,9 +79,11 @@ class StepResult(msgspec.Struct, frozen=True, tag=True):
 
 
 class Crashed(msgspec.Struct, frozen=True, tag=True):
-    """The worker's last words: its step raised, or one of its ranks is lost. No prompt text."""
+    """The worker's last words: its step raised, or one of its ranks is lost. `places` is for the
+    log (see `ranks.faults`). Neither has prompt text."""
 
     message: str
+    places: str = ""
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):

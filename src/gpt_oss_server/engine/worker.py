@@ -1,8 +1,9 @@
 """The engine's own process: reads jobs from a socket, steps the core, writes results.
 
-Run as `python -m gpt_oss_server.engine.worker FD` by `client`, FD being one end of a socket
+Run as `python -m gpt_oss_server.engine.worker FD PARENT` by `client`, FD being one end of a socket
 pair. The loop is single-threaded: it looks at the socket between steps, and sleeps on it when
-there is nothing to do. It ends when the socket does, so it never outlives its front.
+there is nothing to do. It ends when the socket does, and where it does not get to look at that,
+with its front's process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gpt_oss_server.engine import wire
+from gpt_oss_server.engine.ranks.faults import mishap, places
+from gpt_oss_server.engine.ranks.liveness import end_with_parent
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.threads import set_threads
 from gpt_oss_server.errors import ServerError, StartupError
@@ -57,9 +60,9 @@ class Channel:
         with contextlib.suppress(FrontGone):
             self.send(wire.Alive())
 
-    def last_words(self, line: str, exit_status: int) -> None:
-        """Why the process ends, from whoever ends it."""
-        words = wire.Crashed(line) if self.started else wire.StartFailed(line, exit_status)
+    def last_words(self, line: str, exit_status: int, where: str = "") -> None:
+        """Why the process ends, from whoever ends it; only the first are heard."""
+        words = wire.Crashed(line, where) if self.started else wire.StartFailed(line, exit_status)
         with contextlib.suppress(FrontGone):
             self.send(words)
 
@@ -147,7 +150,8 @@ class Loop:
 
 
 def _start_failure(error: Exception) -> str:
-    """One line for an exception that nobody foresaw: what, where, and in what words."""
+    """One line for an exception that nobody foresaw: what, where, and in what words. A worker that
+    starts has seen no prompt yet, whose text these words could hold."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = (str(error).strip() or "no message").splitlines()[0][:300]
     place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
@@ -193,9 +197,9 @@ def serve(sock: socket.socket) -> int:
             if not channel.started:  # one line to the operator
                 channel.last_words(_start_failure(error), 1)
                 return 1
-            # The trace goes to the operator's terminal; its locals, which hold prompts, do not.
-            traceback.print_exc()
-            channel.last_words(type(error).__name__, EXIT_CRASH)
+            # What the exception says may quote a prompt: it goes nowhere.
+            who = "it" if spec.world == 1 else "the leading rank"
+            channel.last_words(f"{who} {mishap(error)}", EXIT_CRASH, places(error))
             return EXIT_CRASH
     except FrontGone:
         return 0
@@ -203,6 +207,7 @@ def serve(sock: socket.socket) -> int:
 
 
 def main() -> None:
+    end_with_parent(int(sys.argv[2]))
     # Ctrl-C and a supervisor's SIGTERM reach the whole group: the front decides what they mean,
     # and this process ends when the front closes the socket.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -36,6 +36,7 @@ def said(seen: Examined) -> dict[str, str]:
         (server(), {}),
         (server(settings=TENSOR), {}),
         (laptop(settings=TENSOR), {"no-gpu": "problem"}),
+        (laptop(settings={**TENSOR, "device": "cpu"}), {"no-gpu": "note"}),
         (laptop(settings={"device": "cuda:0"}), {"no-gpu": "problem"}),
         (server(settings={**TENSOR, "gpus": 8}), {"too-few-gpus": "problem"}),
         (

@@ -109,7 +109,10 @@ def test_exit_status_of_a_calculation(
             "flag --gpu-memory-utilization: must be a number above 0 up to 1, got '1.5'",
         ),
         ("--gpu-memory", "flag --gpu-memory: expected one argument"),
-        ("--gpu-memory 80GiB --gpu Voodoo2", "flag --gpu: 'Voodoo2' is not one of B200, H200 NVL"),
+        (
+            "--gpu-memory 80GiB --gpu Voodoo2",
+            "flag --gpu: 'Voodoo2' is not one of A10, A100 80GB PCIe",
+        ),
         (
             "--gpu-memory 80GiB --requests none",
             "flag --requests: must be an integer >= 1, got 'none'",

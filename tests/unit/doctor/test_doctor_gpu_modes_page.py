@@ -87,6 +87,9 @@ def test_every_setting_on_the_page_exists_with_its_default() -> None:
     """Flags and defaults as `--help` has them."""
     known = {row.flag: row.default_text for row in TABLE}
     told = dict(re.findall(r"^\| `(--[a-z-]+)` \| `?([^|`]+?)`? \|", PAGE, re.M))
-    assert set(told) == {"--gpu-mode", "--gpus", "--micro-batches", "--rank-timeout-s"}
+    assert set(told) == {
+        *("--gpu-mode", "--gpus", "--micro-batches", "--rank-timeout-s", "--device"),
+        *("--max-memory", "--device-map", "--offload"),
+    }
     for flag, default in told.items():
         assert known[flag].removesuffix(".0") == default

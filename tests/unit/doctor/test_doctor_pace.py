@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_oss_server.doctor.gpu_specs import ASSUMED, GpuSpec, spec_of
+from gpt_oss_server.doctor.gpu_specs import ASSUMED, OTHERS, GpuSpec, spec_of, specs
 from gpt_oss_server.doctor.pace import (
     CALL_S,
     HOP_S,
@@ -23,6 +23,7 @@ from gpt_oss_server.doctor.pace import (
 from gpt_oss_server.doctor.published import PUBLISHED
 from gpt_oss_server.memory.fit import GpuMode
 from gpt_oss_server.memory.weights import weights_of
+from gpt_oss_server.simulate.gpu_types import gpu_names, gpu_type
 
 OSS_20B = PUBLISHED["openai/gpt-oss-20b"]
 # A byte a nanosecond of what kernels reach; a link of a byte a nanosecond.
@@ -217,3 +218,22 @@ def test_the_slowest_gpu_counts() -> None:
     assert spec_of([]) is ASSUMED
     apart = spec_of(["NVIDIA H200"], reach_each_other=False)
     assert (apart.memory_gb_s, apart.link, apart.link_gb_s) == (4800, "PCIe", 32)
+
+
+def test_what_can_be_simulated_is_stated_once() -> None:
+    """Kinds that the simulator has data of are read from there, the others are listed here; no
+    name twice, more specific names first."""
+    found = specs()
+    assert sorted(s.simulated_as for s in found if s.simulated_as) == sorted(gpu_names())
+    names = [s.name for s in found]
+    assert len(set(names)) == len(names) == len(OTHERS) + len(gpu_names())
+    assert names.index("H100 PCIe") < names.index("H100")
+    assert names.index("V100-SXM2") < names.index("V100")
+    for spec in found:
+        assert spec_of([f"NVIDIA {spec.name}"]).name == spec.name
+        if spec.simulated_as is not None:
+            gpu = gpu_type(spec.simulated_as)
+            assert (spec.memory_gb_s, spec.link_gb_s) == (
+                gpu.bandwidth_bytes_s / 1e9,
+                gpu.link_bytes_s / 1e9,
+            )

@@ -9,6 +9,7 @@ import torch
 
 from gpt_oss_server.engine.sampler import Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.staging import send_named
 from gpt_oss_server.types import Job, SamplingParams
 
 
@@ -51,4 +52,4 @@ def drawn(logits: Seq[float], count: int, **sampling: Any) -> list[int]:
 def adjusted(logits: torch.Tensor, *rows: Sequence, sampler: Sampler | None = None) -> torch.Tensor:
     """The logits after bias, penalties and minimum length, which no output shows exactly."""
     sampler = sampler or Sampler(logits.shape[1], torch.device("cpu"))
-    return sampler._adjust(logits, rows, [one.job.sampling for one in rows], None)
+    return sampler._adjust(logits, send_named(sampler._asked(rows, None), torch.device("cpu")))

@@ -15,7 +15,7 @@ DEPTHS = (1, 2, 3, 4)
 
 @st.composite
 def configs(draw: st.DrawFn) -> CoreConfig:
-    """Engines of any depth whose pools run dry."""
+    """Engines of any depth, with lookahead or without, whose pools run dry."""
     size = draw(st.sampled_from([1, 2, 4]))
     blocks = draw(st.integers(4, 14))
     sliding = None
@@ -26,6 +26,7 @@ def configs(draw: st.DrawFn) -> CoreConfig:
     slots = draw(st.integers(1, 6))
     return CoreConfig(
         depth=draw(st.sampled_from(DEPTHS)),
+        lookahead=draw(st.booleans()),
         blocks=blocks,
         sliding=sliding,
         block_size=size,
@@ -98,6 +99,22 @@ def test_steps_in_flight_share_the_decoding_evenly(depth: int) -> None:
         assert max(ahead) - min(ahead) <= 1
     assert ahead == [6] * 12
     engine.drain()
+
+
+def test_the_next_step_is_launched_before_the_last_one_s_tokens_are_known() -> None:
+    """With lookahead every decode step but the first goes on with tokens that are not known yet,
+    and only where one turns out to be another is a token computed for nothing: those that reach
+    their bound are not launched again."""
+    engine = PipelinedCore(CoreConfig(depth=1, lookahead=True, blocks=60, prefix_caching=False))
+    for key in range(3):
+        engine.submit(key, [0, 1, key % 2], 10)
+    engine.drain()
+    assert engine.said == {key: said_alone([0, 1, key % 2], 10) for key in range(3)}
+    assert engine.runner.most_in_flight == 2
+    wrong = sum(hash((key, length)) % 5 == 0 for key in range(3) for length in range(3, 12))
+    assert wrong == 7
+    assert engine.runner.guessed == 3 * 9
+    assert sum(tokens for _, tokens in engine.runner.sizes) == 3 * 3 + 3 * 9 + wrong
 
 
 def test_chunks_of_one_prompt_are_in_flight_together() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gpt_oss_server.engine.ranks.faults import ending, mishap
 from gpt_oss_server.engine.ranks.liveness import (
+    LOADING_STILL_S,
     STILL_S,
     Activity,
     Link,
@@ -122,8 +123,15 @@ def test_all_waiting_for_each_other(scene: Scene) -> None:
 
 def test_a_rank_is_lost_even_when_idle_but_later(scene: Scene) -> None:
     """Silence without a step under way is judged with more patience."""
+    scene.activity.loading = False
     assert scene.passes(STILL_S - 1, 1) == ""
     assert scene.passes(2, 1) == "rank 0 (process 1000) has said nothing for 60 s"
+
+
+def test_a_rank_that_loads_may_be_silent_for_longer(scene: Scene) -> None:
+    """A slow disk keeps it from speaking; one that is stopped is found out in the end."""
+    assert scene.passes(LOADING_STILL_S - 1, 1) == ""
+    assert scene.passes(2, 1) == "rank 0 (process 1000) has said nothing for 300 s"
 
 
 def test_a_leader_that_was_stopped_itself_blames_nobody(scene: Scene) -> None:
@@ -171,10 +179,10 @@ def heard(*messages: object, close: bool) -> tuple[Member, list[tuple[int | None
 
 def test_the_end_of_a_socket_is_the_end_of_a_rank() -> None:
     """What it said before is kept; then it is lost without a word."""
-    member, lost = heard(LOADED, Pulse(5, False, True), Ready(), close=True)
+    member, lost = heard(LOADED, Pulse(5, False, True), Ready(96), close=True)
     assert lost == [(3, "")]
     assert member.said.get() == LOADED
-    assert member.said.get() == Ready()
+    assert member.said.get() == Ready(96)
     assert member.pulse == Pulse(5, False, True)
 
 

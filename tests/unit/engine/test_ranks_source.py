@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from gpt_oss_server.engine.ranks.shard import Cut
-from gpt_oss_server.engine.ranks.source import Checkpoint, WholeModel, mxfp4
+from gpt_oss_server.engine.ranks.source import Checkpoint, WholeModel, mxfp4, weights_digest
 
 
 def checkpoint(folder: Path, tensors: dict[str, torch.Tensor]) -> Checkpoint:
@@ -81,12 +81,19 @@ def test_a_slice_of_mxfp4(tmp_path: Path, cut: Cut) -> None:
     assert torch.equal(found.read("e", cut), cut.of(whole))
 
 
-def test_another_checkpoint_has_another_digest(tmp_path: Path) -> None:
-    """Other numbers in the same shapes are told apart; the same ones are not."""
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_another_checkpoint_has_another_digest(tmp_path: Path, file: str) -> None:
+    """Other numbers in the same shapes are told apart, wherever they are; the same are not."""
     digests = []
-    for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+    for name, last in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
         (tmp_path / name).mkdir()
-        digests.append(checkpoint(tmp_path / name, {"x": torch.full((8,), value)}).digest())
+        tensor = torch.ones(1 << 18)
+        tensor[-1] = last
+        if file.endswith(".bin"):
+            (tmp_path / name / file).write_bytes(tensor.numpy().tobytes())
+        else:
+            save_file({"x": tensor}, tmp_path / name / file)
+        digests.append(weights_digest(tmp_path / name))
     assert digests[0] == digests[1] != digests[2]
 
 

@@ -33,6 +33,18 @@ class LayerKv:
 class StepPlan(Protocol):
     """Work prepared once per step and used by every layer."""
 
+    def write(
+        self,
+        layer: LayerKv,
+        slots: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        written: torch.Tensor,
+    ) -> None:
+        """Store keys and values [T, kv_heads, dim] at `slots` [T], 0 for what is not finite, and
+        make `written` [T] (`StepContext.written`) not finite for a token that had such."""
+        ...
+
     def attend(
         self,
         layer: LayerKv,
@@ -49,19 +61,38 @@ class StepPlan(Protocol):
 
 
 class AttentionBackend(Protocol):
-    """Builds plans. `windows[g]` and `block_size` are fixed for an engine's life."""
+    """Builds plans. `windows[g]` and `block_size` are fixed for an engine's life. `capturable`: a
+    plan of a step whose sequences have one token each can be made and used while a CUDA graph is
+    captured, and is right for other lengths and tables when that is replayed."""
 
     name: str
+    capturable: bool
 
     def plan(self, step: StepInput) -> StepPlan: ...
+
+
+class TorchWrites:
+    """`StepPlan.write` by PyTorch's own operators, on any device."""
+
+    def write(
+        self,
+        layer: LayerKv,
+        slots: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        written: torch.Tensor,
+    ) -> None:
+        write_kv(layer, slots, key, value)
+        for new in (key, value):
+            written.add_(new.sum(dim=(1, 2), dtype=torch.float32))
 
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """What reaches the attention function of every layer through `model.forward`.
 
-    `written` [T] float32 sums all that the layers wrote for each token: it is finite exactly
-    where every key and value was. Where layers are on several devices, `elsewhere` has the same
+    `written` [T] float32 stays finite exactly where every key and value that the layers wrote for
+    the token was. Where layers are on several devices, `elsewhere` has the same
     step on the others.
     """
 
@@ -112,14 +143,12 @@ def paged_attention(
             f"layer {index}: input is on {query.device}, its KV pool on {layer.keys.device}"
         )
     step_context = step_context.elsewhere.get(query.device, step_context)
-    write_kv(
+    step_context.plan.write(
         layer,
         step_context.step.slots[layer.group],
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-    )
-    step_context.written.add_(
-        key[0].sum(dim=(0, 2), dtype=torch.float32) + value[0].sum(dim=(0, 2), dtype=torch.float32)
+        step_context.written,
     )
     out = step_context.plan.attend(
         layer,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from gpt_oss_server.engine.attention.interface import LayerKv
+from gpt_oss_server.engine.attention.interface import LayerKv, TorchWrites
 from gpt_oss_server.engine.step import StepInput
 
 
-class ReferencePlan:
+class ReferencePlan(TorchWrites):
     def __init__(self, step: StepInput) -> None:
         self._host = step.host
 
@@ -61,6 +61,7 @@ class ReferenceBackend:
     """See the module."""
 
     name = "reference"
+    capturable = False
 
     def plan(self, step: StepInput) -> ReferencePlan:
         return ReferencePlan(step)

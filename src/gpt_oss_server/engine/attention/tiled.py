@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpt_oss_server.engine.attention.interface import LayerKv
+from gpt_oss_server.engine.attention.interface import LayerKv, TorchWrites
 from gpt_oss_server.engine.step import HostLayout, StepInput
 
 # Queries per tile of a prefill: amortises the KV read while padding little.
@@ -187,7 +187,7 @@ class _ClassPlanner:
         )
 
 
-class TiledPlan:
+class TiledPlan(TorchWrites):
     """One step's items for every group, built on first use by a layer of that group."""
 
     def __init__(self, step: StepInput, block_size: int) -> None:
@@ -335,6 +335,7 @@ class TiledBackend:
     """See the module."""
 
     name = "tiled"
+    capturable = False
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size

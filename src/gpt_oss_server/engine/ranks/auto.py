@@ -44,7 +44,7 @@ from gpt_oss_server.engine.outfit import (
     shape_of,
 )
 from gpt_oss_server.engine.outfit import read_config as read_config_file
-from gpt_oss_server.engine.ranks.device_map import DeviceMap, device_map, offload_warning
+from gpt_oss_server.engine.ranks.device_map import DeviceMap, device_map, flat, offload_warning
 from gpt_oss_server.engine.ranks.skeleton import skeleton
 from gpt_oss_server.engine.ranks.source import Checkpoint
 from gpt_oss_server.engine.runner import Runner, make_backend, sample_live, spoiled
@@ -60,6 +60,7 @@ from gpt_oss_server.types import RankInfo
 
 Progress = Callable[[str], None]
 Devices = Sequence[torch.device]
+HOST = torch.device("cpu")
 
 
 def equip_spread(spec: EngineSpec, progress: Progress) -> Outfit | torch.device:
@@ -77,7 +78,9 @@ def equip_spread(spec: EngineSpec, progress: Progress) -> Outfit | torch.device:
     warning = offload_warning(found)
     if warning is not None:
         progress(f"warning: {warning}")
-    model = _spread(spec, config, dtype, found, progress)
+    # A map that was computed is flat as it is.
+    modules = dict(found.modules) if spec.device_map is None else flat(found, blank)
+    model = _spread(spec, config, dtype, found, modules, progress)
     loaded = describe(model, found.main, dtype)
     observed, devices = observe(model, found.main)
     file = read_config_file(spec)
@@ -87,14 +90,14 @@ def equip_spread(spec: EngineSpec, progress: Progress) -> Outfit | torch.device:
     bounds = bounds_of(spec, file, loaded)
     progress("allocating the KV pools")
     plan = _plan(spec, loaded, shape, devices, bounds.batch_tokens, bounds.activations_bytes)
-    backend = make_backend(spec.attention_backend, spec.block_size)
+    backend = make_backend(spec.attention_backend, spec.block_size, devices, progress)
     layers = allocate_layers(plan, shape, spec.block_size, dtype, devices)
 
     def make_runner(guides: Guides) -> Runner:
         sampler = Sampler(loaded.vocab_size, found.main, guides)
         return SpreadRunner(loaded, layers, backend, sampler, spec.block_size)
 
-    ranks = _infos(model, layers, devices, plan)
+    ranks = held_by_device(model, found, layers, devices, plan)
     info = info_of(spec, loaded, bounds, plan, backend.name, ranks)
     return Outfit(info, step_cost(loaded.active_parameters, shape), make_runner)
 
@@ -103,6 +106,7 @@ class SpreadRunner:
     """A model over several devices in one process. What a step needs is copied once to each."""
 
     depth = 1
+    lookahead = False
 
     def __init__(
         self,
@@ -126,6 +130,9 @@ class SpreadRunner:
 
     def launch(self, layout: StepLayout) -> None:
         self._launched.append(layout)
+
+    def sample(self, sampling: Sequence[Seq | None]) -> None:
+        """All is done by `collect`."""
 
     def collect(self, sampling: Sequence[Seq | None]) -> tuple[Sampled, frozenset[int]]:
         layout = self._launched.popleft()
@@ -164,11 +171,16 @@ def _back_to(main: torch.device) -> Callable[[Any, Any, Any], Any]:
 
 
 def _spread(
-    spec: EngineSpec, config: Any, dtype: torch.dtype, found: DeviceMap, progress: Progress
+    spec: EngineSpec,
+    config: Any,
+    dtype: torch.dtype,
+    found: DeviceMap,
+    modules: dict[str, int | str],
+    progress: Progress,
 ) -> Any:
-    """The model on its devices. What is to be on disk stays in the checkpoint's files, and is read
-    from there. Raises StartupError where it is not in them as the model has it."""
-    modules = dict(found.modules)
+    """The model on its devices, by `modules`. What is to be on disk stays in the checkpoint's
+    files, and is read from there. Raises StartupError where it is not in them as the model has
+    it."""
     if "disk" in modules.values():
         _check_on_disk(spec, found)
     if spec.load_format == "random":
@@ -225,23 +237,35 @@ def _plan(
     return PoolPlan(pools, min(pool.num_blocks for pool in holding) * spec.block_size)
 
 
-def _infos(
-    model: Any, layers: Sequence[LayerKv], devices: Devices, plan: PoolPlan
+def held_by_device(
+    model: Any, found: DeviceMap, layers: Sequence[LayerKv], devices: Devices, plan: PoolPlan
 ) -> tuple[RankInfo, ...]:
-    tensors = [*model.parameters(), *model.buffers()]
-    return tuple(
-        RankInfo(
-            rank=number,
-            device=str(device),
-            first_layer=min(here),
-            layers=len(here),
-            weights_bytes=tensor_bytes([t for t in tensors if t.device == device]),
-            kv_bytes=tensor_bytes([t for i in here for t in (layers[i].keys, layers[i].values)]),
-            block_bytes=tuple(
-                sum(group.block_bytes // group.layers for i in here if i in group.layer_indices)
-                for group in plan.groups
-            ),
+    """What each device has, also one with weights and no layer, and the host where weights are
+    offloaded to it. What is on disk is in nobody's memory."""
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.device.type != "meta"]
+    weights = dict.fromkeys(dict.fromkeys((*devices, *(t.device for t in tensors))), 0)
+    for device in weights:
+        weights[device] = tensor_bytes([t for t in tensors if t.device == device])
+    host = sum(size for name, size in found.tensors.items() if found.on_host(name))
+    if host:
+        weights[HOST] = weights.get(HOST, 0) + host
+    infos = []
+    for number, (device, weights_bytes) in enumerate(weights.items()):
+        here = [index for index, where in enumerate(devices) if where == device]
+        infos.append(
+            RankInfo(
+                rank=number,
+                device=str(device),
+                first_layer=min(here, default=0),
+                layers=len(here),
+                weights_bytes=weights_bytes,
+                kv_bytes=tensor_bytes(
+                    [t for i in here for t in (layers[i].keys, layers[i].values)]
+                ),
+                block_bytes=tuple(
+                    sum(group.block_bytes // group.layers for i in here if i in group.layer_indices)
+                    for group in plan.groups
+                ),
+            )
         )
-        for number, device in enumerate(dict.fromkeys(devices))
-        if (here := [i for i, where in enumerate(devices) if where == device])
-    )
+    return tuple(infos)

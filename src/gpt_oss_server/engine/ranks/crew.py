@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,11 +35,12 @@ Said = TypeVar("Said")
 @dataclass(frozen=True)
 class Front:
     """What a crew needs of its front: the socket whose end ends all, a sign of life, and last
-    words (a line, and the exit status of a start that failed). Called by another thread."""
+    words (a line, the exit status of a start that failed, and `faults.places` for the log). Called
+    by another thread."""
 
     sock: socket.socket
     alive: Callable[[], None]
-    last_words: Callable[[str, int], None]
+    last_words: Callable[[str, int, str], None]
 
 
 def place_of(spec: EngineSpec, rank: int) -> Place:
@@ -60,6 +62,7 @@ class Crew:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._members: list[Member] = []
         self._closing = False
+        self._noticed = threading.Event()
         if spec.device != "cpu":  # before any communicator exists, here or in a follower
             nccl_environment(spec.world, spec.gpu_mode, os.environ).apply(os.environ)
         try:
@@ -110,7 +113,8 @@ class Crew:
     def await_end(self) -> None:
         """After a call to another rank failed: another thread notices that it is lost, ends this
         process and says why. Returns if that does not happen soon."""
-        time.sleep(NOTICE_S)
+        if self._noticed.wait(NOTICE_S):
+            time.sleep(2 * REAP_S)  # it waits for the rank's end, and for that of the others
 
     def close(self) -> None:
         """End the followers, and wait until they are gone."""
@@ -141,17 +145,18 @@ class Crew:
         """Another thread's: a rank is lost, so all end."""
         if self._closing:
             return
-        line, status = str(what), EXIT_BROKEN
+        self._noticed.set()
+        line, status, where = str(what), EXIT_BROKEN, ""
         if isinstance(what, Failed):
             line, status = what.message, what.exit_status
         elif isinstance(what, Broken):
-            line = f"{member} {what.message}"
+            line, where = f"{member} {what.message}", what.places
         elif member is not None:
             process = self._processes[member.rank]
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(REAP_S)
             line = f"{member} {ending(process.returncode)}"
-        self._front.last_words(line, status)
+        self._front.last_words(line, status, where)
         self.close()
         os._exit(status)
 

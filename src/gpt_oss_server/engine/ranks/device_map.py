@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from gpt_oss_server.engine.host_memory import free_bytes
 from gpt_oss_server.engine.spec import EngineSpec
-from gpt_oss_server.errors import StartupError
+from gpt_oss_server.errors import ConfigError, StartupError
 
 # A rough host link (PCIe 4.0 x16), for the warning only: what is offloaded crosses it each step.
 HOST_LINK_BYTES_S = 25e9
@@ -43,31 +44,38 @@ class DeviceMap:
         place = self.place(name)
         return place == "disk" or (place == "cpu" and self.main.type != "cpu")
 
+    def on_host(self, name: str) -> bool:
+        """Whether it is kept in the host's memory, beside a GPU that uses it."""
+        return self.offloaded(name) and self.place(name) == "cpu"
+
     def place(self, name: str) -> int | str:
         """Where the tensor of this name is kept: by the longest entry that it begins with."""
-        pieces = name.split(".")
-        for length in range(len(pieces), -1, -1):
-            found = self.modules.get(".".join(pieces[:length]))
-            if found is not None:
-                return found
+        for beginning in _beginnings(name):
+            if beginning in self.modules:
+                return self.modules[beginning]
         raise StartupError(f"the device map has no place for {name}")
+
+    def knows(self, name: str) -> bool:
+        """Whether it has a place."""
+        return any(beginning in self.modules for beginning in _beginnings(name))
 
 
 def device_map(spec: EngineSpec, blank: Any, dtype: torch.dtype, device: torch.device) -> DeviceMap:
     """The user's map as it is, else the one that accelerate computes for the model `blank`
-    (without weights) and the memory that there is: of all GPUs, or of the host where `device`,
-    the one to begin with, is the CPU.
+    (without weights) and the memory that there is: of `spec.gpus` GPUs from `device` on, or of
+    the host where that is the CPU.
 
     Raises StartupError for a map or a limit that cannot be, and for a model that only fits
-    offloaded where that was not asked for.
+    offloaded where that was not asked for; ConfigError for settings that contradict each other.
     """
+    _check_settings(spec, device)
     tensors = {
         name: parameter.numel() * parameter.element_size()
         for name, parameter in blank.named_parameters()
     }
     if spec.device_map is not None:
         return _given(spec.device_map, tensors)
-    if device.type == "cpu" and spec.offload != "disk":
+    if device.type == "cpu" and spec.offload != "disk" and spec.max_memory is None:
         return DeviceMap({"": "cpu"}, device, tensors)
     from accelerate import infer_auto_device_map  # type: ignore[import-untyped]
     from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
@@ -87,6 +95,31 @@ def device_map(spec: EngineSpec, blank: Any, dtype: torch.dtype, device: torch.d
     return found
 
 
+def flat(found: DeviceMap, blank: Any) -> dict[str, int | str]:
+    """The same map for the model `blank` with no entry inside another's module, as loaders take
+    it. What has no parameters, and no place, is where inputs are."""
+    entries: dict[str, int | str] = {}
+    _flatten(blank, "", found, entries)
+    return entries
+
+
+def _flatten(module: nn.Module, name: str, found: DeviceMap, entries: dict[str, int | str]) -> None:
+    names = [path for path, _ in module.named_parameters(name)]
+    names += [path for path, _ in module.named_buffers(name) if found.knows(path)]
+    places = {found.place(path) for path in names}
+    if len(places) == 1 and not isinstance(module, nn.ModuleList):
+        entries[name] = places.pop()
+        return
+    if not places and any(True for _ in module.buffers()):
+        entries[name] = "cpu" if found.main.type == "cpu" else found.main.index
+        return
+    below = f"{name}." if name else ""
+    for key, _ in module.named_parameters(recurse=False):
+        entries[below + key] = found.place(below + key)
+    for key, child in module.named_children():
+        _flatten(child, below + key, found, entries)
+
+
 def offload_warning(found: DeviceMap) -> str | None:
     """What offloading costs: bytes that cross to the device in each step."""
     names = [name for name in found.tensors if found.offloaded(name)]
@@ -99,6 +132,26 @@ def offload_warning(found: DeviceMap) -> str | None:
         "every step, so for every token of a single request: at least "
         f"{size / HOST_LINK_BYTES_S:,.3f} s each at {HOST_LINK_BYTES_S / 1e9:.0f} GB/s"
     )
+
+
+def _beginnings(name: str) -> list[str]:
+    """The name, and what modules around it are called, inside out; `""` is the whole model."""
+    pieces = name.split(".")
+    return [".".join(pieces[:length]) for length in range(len(pieces), -1, -1)]
+
+
+def _check_settings(spec: EngineSpec, device: torch.device) -> None:
+    if spec.device_map is not None:
+        for name, given in (("max-memory", spec.max_memory), ("offload", spec.offload != "none")):
+            if given:
+                raise ConfigError(
+                    f"--{name} is for a device map that is computed: --device-map says already "
+                    "where everything goes"
+                )
+    elif device.type == "cpu" and spec.offload == "cpu":
+        raise ConfigError(
+            "--offload cpu is for models on GPUs: with --device cpu everything is on the host"
+        )
 
 
 def _given(modules: Mapping[str, str], tensors: Mapping[str, int]) -> DeviceMap:
@@ -132,12 +185,13 @@ def _device(place: str) -> int | str:
 
 
 def _limits(spec: EngineSpec, device: torch.device) -> dict[int | str, int]:
-    """Bytes that weights may take by device: the user's, else each GPU's usable share, and of the
-    host what is free, where offloading was asked for or there is no GPU."""
+    """Bytes that weights may take by device: the user's, else the usable share of each GPU of those
+    to use, and of the host what is free, where offloading was asked for or there is no GPU."""
     from accelerate.utils import convert_file_size_to_int
 
     limits: dict[int | str, int] = {}
-    for gpu in range(torch.cuda.device_count() if device.type == "cuda" else 0):
+    first, there = device.index or 0, torch.cuda.device_count() if device.type == "cuda" else 0
+    for gpu in range(first, min(there, first + spec.gpus)):
         free, total = torch.cuda.mem_get_info(gpu)
         limits[gpu] = max(0, int(free - (1.0 - spec.gpu_memory_utilization) * total))
     on_host = spec.offload == "cpu" or not limits
@@ -145,7 +199,8 @@ def _limits(spec: EngineSpec, device: torch.device) -> dict[int | str, int]:
     for name, size in (spec.max_memory or {}).items():
         key: int | str = int(name) if name.isdigit() else name
         if key not in limits:
-            raise StartupError(f"--max-memory: this machine has no device {name!r}")
+            known = ", ".join(map(str, limits))
+            raise StartupError(f"--max-memory: no device {name!r} is in use, only {known}")
         try:
             limits[key] = int(size) if size.isdigit() else int(convert_file_size_to_int(size))
         except ValueError as error:

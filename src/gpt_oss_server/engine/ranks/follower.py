@@ -11,12 +11,11 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from gpt_oss_server.engine.ranks.faults import EXIT_BROKEN, mishap
+from gpt_oss_server.engine.ranks.faults import EXIT_BROKEN, mishap, places
 from gpt_oss_server.engine.ranks.liveness import Activity, Lifeline, Link, end_with_parent
 from gpt_oss_server.engine.ranks.messages import (
     Allocate,
@@ -67,7 +66,7 @@ class Follower:
         pools = self._next(Allocate)
         rank = mine.allocate(pools.blocks, pools.members, self._activity)
         settle_heap()
-        self._link.send(Ready())
+        self._link.send(Ready(rank.kv_bytes))
         return rank
 
     def work(self, rank: Rank) -> None:
@@ -108,8 +107,7 @@ def serve(sock: socket.socket) -> int:
         try:
             follower.work(rank)
         except Exception as error:  # noqa: BLE001 - the process ends, whatever it was
-            traceback.print_exc()
-            last_words = Broken(mishap(error))
+            last_words = Broken(mishap(error), places(error))
     try:
         link.send(last_words)
     except OSError:

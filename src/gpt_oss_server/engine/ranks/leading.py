@@ -33,7 +33,7 @@ def equip(crew: Crew, progress: Callable[[str], None]) -> Outfit:
     """Have every rank load its part and allocate its pools. Raises StartupError."""
     spec, place = crew.spec, crew.place
     device = rank_device(spec, place)
-    backend = make_backend(spec.attention_backend, spec.block_size).name
+    backend = make_backend(spec.attention_backend, spec.block_size, [device], progress).name
     progress(f"waiting for {spec.world} ranks")
     store = open_store(CALL_TIMEOUT_S)
     crew.tell(Meet(store.port))
@@ -45,19 +45,22 @@ def equip(crew: Crew, progress: Callable[[str], None]) -> Outfit:
     plan = _plan(mine, loaded)
     crew.allocate(lambda rank: Allocate(plan.blocks, plan.members(rank)))
     rank = mine.allocate(plan.blocks, plan.members(place.rank), crew.activity)
-    crew.hear(Ready)
+    ready = {**crew.hear(Ready), place.rank: Ready(rank.kv_bytes)}
+    crew.activity.loading = False
     model = mine.part.loaded
 
     def make_runner(guides: Guides) -> Runner:
         return CrewRunner(crew, rank, Sampler(model.vocab_size, model.device, guides))
 
-    ranks = _infos(crew, loaded, plan)
+    ranks = _infos(crew, loaded, ready, plan)
     info = info_of(spec, model, mine.bounds, plan.whole, backend, ranks)
     return Outfit(info, step_cost(model.active_parameters, mine.part.shape), make_runner)
 
 
 class CrewRunner:
     """The leader's steps: sent to the followers when launched, computed here when collected."""
+
+    lookahead = False
 
     def __init__(self, crew: Crew, rank: Rank, sampler: Sampler) -> None:
         self.depth = crew.spec.depth
@@ -71,6 +74,9 @@ class CrewRunner:
         self._crew.activity.steps_taken += 1
         self._crew.tell(pack(layout))
         self._launched.append(self._rank.expect(layout))
+
+    def sample(self, sampling: Seq[Sequence | None]) -> None:
+        """All is done by `collect`."""
 
     def collect(self, sampling: Seq[Sequence | None]) -> tuple[Sampled, frozenset[int]]:
         step, logits, written = self._rank.compute(self._launched.popleft())
@@ -102,7 +108,10 @@ def _plan(mine: Mine, loaded: dict[int, Loaded]) -> CommonPlan:
     return plan
 
 
-def _infos(crew: Crew, loaded: dict[int, Loaded], plan: CommonPlan) -> tuple[RankInfo, ...]:
+def _infos(
+    crew: Crew, loaded: dict[int, Loaded], ready: dict[int, Ready], plan: CommonPlan
+) -> tuple[RankInfo, ...]:
+    """What each rank says that it holds; what a block takes there is as planned."""
     pids = crew.pids
     return tuple(
         RankInfo(
@@ -114,7 +123,7 @@ def _infos(crew: Crew, loaded: dict[int, Loaded], plan: CommonPlan) -> tuple[Ran
             first_layer=said.first_layer,
             layers=len(said.geometry),
             weights_bytes=said.weights_bytes,
-            kv_bytes=plan.local[rank].total_bytes,
+            kv_bytes=ready[rank].kv_bytes,
             block_bytes=tuple(group.block_bytes for group in plan.local[rank].groups),
         )
         for rank, said in sorted(loaded.items())

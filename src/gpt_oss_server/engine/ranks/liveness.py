@@ -35,8 +35,10 @@ from gpt_oss_server.engine.ranks.messages import (
     ToLeader,
 )
 
-# A rank that has nothing to do and says nothing for so long is lost all the same.
+# A rank that has nothing to do and says nothing for so long is lost all the same. One that loads
+# may be kept from speaking by a single large tensor that comes from a slow disk.
 STILL_S = 60.0
+LOADING_STILL_S = 300.0
 _MAX_PULSE_S = 0.5
 _PR_SET_PDEATHSIG = 1
 
@@ -57,9 +59,11 @@ def end_with_parent(parent: int) -> None:
 
 
 class Activity:
-    """How far a rank has come. Written by the thread that computes, read by the one that tells."""
+    """How far a rank has come. Written by the thread that computes, read by the one that tells.
+    `loading` until steps may come."""
 
     def __init__(self) -> None:
+        self.loading = True
         self.layers = 0
         self.steps_taken = 0
         self.steps_done = 0
@@ -252,8 +256,9 @@ class Watch(threading.Thread):
             for member in members:
                 member.heard_s = now_s
         self._judged_s = now_s
+        limit_s = LOADING_STILL_S if self._activity.loading else STILL_S
         for member in members:
-            if now_s - member.heard_s >= STILL_S:
+            if now_s - member.heard_s >= limit_s:
                 return f"{member} has said nothing for {now_s - member.heard_s:.0f} s"
         own = self._activity.pulse()
         seen = (own.progress, *(member.pulse.progress for member in members))

@@ -18,6 +18,7 @@ from gpt_oss_server.engine.layout import observe_layers, reconcile
 from gpt_oss_server.engine.loader import (
     check_weights,
     describe,
+    kernels_if_wanted,
     loading_errors,
     pack_if_possible,
     pick_device,
@@ -31,7 +32,7 @@ from gpt_oss_server.engine.ranks.place import Place
 from gpt_oss_server.engine.ranks.plan import tensor_plan
 from gpt_oss_server.engine.ranks.shard import Cut, ExpertSplit
 from gpt_oss_server.engine.ranks.skeleton import Wanted, skeleton, wanted
-from gpt_oss_server.engine.ranks.source import Checkpoint, Source, WholeModel
+from gpt_oss_server.engine.ranks.source import Checkpoint, Source, WholeModel, weights_digest
 from gpt_oss_server.engine.ranks.stages import StageCutter
 from gpt_oss_server.engine.ranks.tensor import TensorCutter
 from gpt_oss_server.engine.spec import EngineSpec
@@ -75,17 +76,23 @@ def load_part(
     check_weights(spec)
     whole = predicted_shape(folder)
     model = skeleton(folder, config, dtype)
+    seen = _model_seen(spec)
     needs = wanted(model)
     shapes = {need.name: tuple(need.blank.shape) for need in needs}
     layers = _stages(spec, dtype, place, device)[place.stage]
-    predicted = _local_shape(whole, place, layers)
     cutter = _cutter(model, comms, experts, layers)
     cutter.cut()
+    predicted = _local_shape(whole, place, layers)
+    _check_same(spec, seen, comms)
     source = _source(spec, shapes, dtype, progress)
-    _check_same(spec, source, comms)
     _fill(spec, model, needs, cutter.cuts, source, device)
+    if _model_seen(spec) != seen:
+        raise StartupError(
+            f"{folder}: its files changed while rank {place.rank} read them: start again"
+        )
     cutter.join()
     loaded = describe(model, device, dtype)
+    kernels_if_wanted(spec, model, device, dtype, progress)
     pack_if_possible(model, device, dtype, progress)
     shape, warnings = reconcile(predicted, observe_layers(model, not place.is_first_stage))
     kind = StagePart if place.pp > 1 else TensorPart
@@ -145,17 +152,23 @@ def _source(
     return WholeModel(whole_model(spec, read_config(folder), dtype, torch.device("cpu"), progress))
 
 
-def _check_same(spec: EngineSpec, source: Source, comms: Comms) -> None:
+def _model_seen(spec: EngineSpec) -> int:
+    """A number for the model that is in the folder now."""
+    folder = Path(spec.folder)
+    with loading_errors(folder, "the host"):
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        digest.update(repr((spec.load_format, spec.weights_seed, spec.dtype)).encode())
+        if spec.load_format == "auto":
+            digest.update(weights_digest(folder))
+    return int.from_bytes(digest.digest()[:7], "little")
+
+
+def _check_same(spec: EngineSpec, seen: int, comms: Comms) -> None:
     """Raises StartupError, on every rank, where ranks see different models."""
     place = comms.place
-    digest = hashlib.sha256((Path(spec.folder) / "config.json").read_bytes())
-    digest.update(repr((spec.load_format, spec.weights_seed, spec.dtype)).encode())
-    if isinstance(source, Checkpoint):
-        digest.update(source.digest())
-    mine = int.from_bytes(digest.digest()[:7], "little")
-    seen = torch.zeros(place.world, dtype=torch.int64, device=comms.device)
-    seen[place.rank] = mine
-    values = comms.all_reduce(seen).tolist()
+    numbers = torch.zeros(place.world, dtype=torch.int64, device=comms.device)
+    numbers[place.rank] = seen
+    values = comms.all_reduce(numbers).tolist()
     different = [rank for rank, value in enumerate(values) if value != values[place.leader]]
     if different:
         raise StartupError(

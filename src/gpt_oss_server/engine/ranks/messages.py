@@ -57,7 +57,9 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The pools are allocated: steps may come."""
+    """The pools are allocated, and take so many bytes: steps may come."""
+
+    kv_bytes: int
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -68,9 +70,11 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Broken(msgspec.Struct, frozen=True, tag=True):
-    """Its last words: a step raised. What happened to it, as the end of a sentence about it."""
+    """Its last words: a step raised. What happened to it, as the end of a sentence about it, and
+    where (`faults.places`)."""
 
     message: str
+    places: str = ""
 
 
 class Pulse(msgspec.Struct, frozen=True, tag=True):

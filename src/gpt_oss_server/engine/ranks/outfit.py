@@ -63,7 +63,7 @@ class Mine:
         )
         plan = PoolPlan(groups, token_capacity=0)
         layers = allocate_layers(plan, shape, size, loaded.dtype, loaded.device)
-        backend = make_backend(self.spec.attention_backend, size)
+        backend = make_backend(self.spec.attention_backend, size, [loaded.device])
         return Rank(self.part, layers, backend, self.comms, activity, self.spec)
 
 

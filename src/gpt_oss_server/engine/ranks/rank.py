@@ -22,6 +22,7 @@ from gpt_oss_server.engine.attention.interface import (
     StepContext,
 )
 from gpt_oss_server.engine.layout import register_attention
+from gpt_oss_server.engine.loader import tensor_bytes
 from gpt_oss_server.engine.ranks.comms import Comms, Transfer
 from gpt_oss_server.engine.ranks.liveness import Activity
 from gpt_oss_server.engine.ranks.part import ModelPart
@@ -63,7 +64,8 @@ class Expected:
 
 
 class Rank:
-    """Computes steps in the order of `expect`. Used by one thread."""
+    """Computes steps in the order of `expect`. Used by one thread. `kv_bytes` is what its pools
+    take."""
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class Rank:
         part.loaded.model.set_attn_implementation(ATTENTION_NAME)
         self._part = part
         self._layers = CountedLayers(layers, activity)
+        self.kv_bytes = tensor_bytes([t for layer in layers for t in (layer.keys, layer.values)])
         self._backend = backend
         self._comms = comms
         self._place = comms.place

@@ -1,6 +1,7 @@
 """Where a rank's tensors come from: slices of safetensors files, or a model that is whole.
 
-Knows: the two sources, MXFP4 as gpt-oss checkpoints store it. Does not know: who wants what.
+Knows: the two sources, MXFP4 as gpt-oss checkpoints store it, how to tell one checkpoint from
+another. Does not know: who wants what.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from gpt_oss_server.engine.ranks.shard import Cut
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 # FP4 (E2M1) by its four bits, OCP Microscaling formats 1.0, table 5.
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _GROUP = 32
@@ -79,22 +81,6 @@ class Checkpoint:
         stored = self._slice(name)
         return stored[:] if cut is None else cut.of(stored)
 
-    def digest(self) -> bytes:
-        """Of the files' headers and sizes, and of samples all over them: tells one checkpoint from
-        another without reading it."""
-        digest = hashlib.sha256()
-        for name in sorted(set(self._names.values())):
-            path = self._folder / name
-            size = path.stat().st_size
-            digest.update(size.to_bytes(8, "little"))
-            with path.open("rb") as file:
-                header = int.from_bytes(file.read(8), "little")
-                digest.update(file.read(min(header, 1 << 24)))
-                for place in range(header, size, max(_SAMPLE_BYTES, (size - header) // _SAMPLES)):
-                    file.seek(place)
-                    digest.update(file.read(_SAMPLE_BYTES))
-        return digest.digest()
-
     def _shape(self, name: str) -> tuple[int, ...] | None:
         if name in self._names:
             return tuple(self._slice(name).get_shape())
@@ -127,6 +113,23 @@ class Checkpoint:
             part = mxfp4(groups.of(blocks), groups.of(scales))
             parts.append(part[:, start - first * _GROUP : stop - first * _GROUP])
         return torch.cat(parts, 1)
+
+
+def weights_digest(folder: Path) -> bytes:
+    """Of the names and sizes of a folder's weight files, of their headers, and of samples all over
+    them: tells one checkpoint from another without reading it."""
+    digest = hashlib.sha256()
+    for path in sorted(path for kind in _WEIGHTS for path in folder.glob(kind)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little") if path.suffix == ".safetensors" else 0
+            digest.update(file.read(min(header, 1 << 24)))
+            stride = max(_SAMPLE_BYTES, (size - header) // _SAMPLES)
+            for place in (*range(header, size, stride), max(0, size - _SAMPLE_BYTES)):
+                file.seek(place)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.digest()
 
 
 def mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
