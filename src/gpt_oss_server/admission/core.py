@@ -221,6 +221,12 @@ class AdmissionCore:
             return Verdict(action="route4", ticket=ticket)
         if isinstance(bounds, NeverFits):
             return Verdict(action="never_fits", ticket=ticket, message=bounds.message)
+        if not self._queue and not self._on_hold:
+            # Nobody to be fair to: what fits starts without passing through the queue.
+            plan = self._guard.plan(request, bounds, self._free())
+            if plan is not None:
+                alone = self._hold_for(ticket, request, plan, 0.0)
+                return Verdict(action=_started(plan), ticket=ticket, admission=alone)
         entry = self._entry(request, bounds, ticket, now_s)
         expired = self._expire(now_s)
         self._queue.push(entry)
@@ -229,7 +235,7 @@ class AdmissionCore:
         others = Changes(tuple([a for a in admitted if a.ticket != ticket]), expired)
         self._counts.started_from_queue += len(others.admitted)
         if own is not None:
-            action: Action = "shrink" if own.plan.shrunk else "accept"
+            action = _started(own.plan)
             return Verdict(action=action, ticket=ticket, admission=own, changes=others)
         return self._keep_or_reject(entry, now_s, others)
 
@@ -344,10 +350,14 @@ class AdmissionCore:
         return tuple(admitted)
 
     def _start(self, entry: Entry, plan: Plan, passed: list[Entry], now_s: float) -> Admission:
-        ticket, request = entry.ticket, entry.request
-        self._queue.start(ticket, now_s, passed)
+        self._queue.start(entry.ticket, now_s, passed)
+        return self._hold_for(entry.ticket, entry.request, plan, now_s - entry.arrived_s)
+
+    def _hold_for(
+        self, ticket: int, request: AdmissionRequest, plan: Plan, waited_s: float
+    ) -> Admission:
         self._ledger.reserve(ticket, request.client_id, plan.blocks)
-        admission = Admission(ticket, request, plan, now_s - entry.arrived_s)
+        admission = Admission(ticket, request, plan, waited_s)
         self._running[ticket] = admission
         return admission
 
@@ -379,3 +389,7 @@ class AdmissionCore:
             fallback_s=self._config.retry_fallback_s,
             cap_s=self._config.retry_cap_s,
         )
+
+
+def _started(plan: Plan) -> Action:
+    return "shrink" if plan.shrunk else "accept"

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gpt_oss_server.commands import bundle, doctor, replay, serve, simulate
+from gpt_oss_server.commands import bundle, calibrate, doctor, plan, replay, serve, simulate
 
 
 @dataclass(frozen=True)
@@ -27,5 +27,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command(doctor.SUMMARY, doctor.add_arguments, doctor.run),
     "replay": Command(replay.SUMMARY, replay.add_arguments, replay.run),
     "simulate": Command(simulate.SUMMARY, simulate.add_arguments, simulate.run),
+    "plan": Command(plan.SUMMARY, plan.add_arguments, plan.run),
+    "calibrate": Command(calibrate.SUMMARY, calibrate.add_arguments, calibrate.run),
     "bundle": Command(bundle.SUMMARY, bundle.add_arguments, bundle.run),
 }

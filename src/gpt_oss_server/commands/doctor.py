@@ -129,7 +129,7 @@ def _calculate(flags: Mapping[str, object]) -> int:
     if flags.get("json"):
         _print_json({"model": _model_json(model), **_plan_json(plan, other, modes, advice)})
     else:
-        print("\n".join(_plan_lines(model, plan, other, modes, advice)))
+        print("\n".join(_plan_lines(settings.model, model, plan, other, modes, advice)))
     return 0 if any(plan.of(mode).fits for mode in modes) else 1
 
 
@@ -152,7 +152,8 @@ def _examine(flags: Mapping[str, object]) -> int:
         return status
     lines = [f"gpt-oss-server {__version__}", *machine_text.machine_lines(seen), ""]
     if seen.plan is not None and seen.model is not None and advice is not None:
-        lines += [*_plan_lines(seen.model, seen.plan, seen.other_plan, MODES, advice), ""]
+        name = settings.model
+        lines += [*_plan_lines(name, seen.model, seen.plan, seen.other_plan, MODES, advice), ""]
     print("\n".join([*lines, *machine_text.finding_lines(found)]))
     return status
 
@@ -285,12 +286,12 @@ def _load(flags: Mapping[str, object]) -> Load:
 
 
 def _named_gpu(flags: Mapping[str, object]) -> GpuSpec:
-    from gpt_oss_server.doctor.gpu_specs import SPECS, spec_of
+    from gpt_oss_server.doctor.gpu_specs import spec_of, specs
 
     name = flags.get("gpu")
     spec = spec_of([None if name is None else str(name)])
     if name is not None and not spec.known:
-        known = ", ".join(one.name for one in SPECS)
+        known = ", ".join(sorted(one.name for one in specs()))
         raise ConfigError(f"flag --gpu: {name!r} is not one of {known}")
     return spec
 
@@ -304,17 +305,27 @@ def _machine_gpus(seen: Examined) -> GpuSpec:
 
 
 def _plan_lines(
-    model: ModelFacts, plan: Plan, other: Plan | None, modes: Sequence[GpuMode], advice: _Advice
+    name: str,
+    model: ModelFacts,
+    plan: Plan,
+    other: Plan | None,
+    modes: Sequence[GpuMode],
+    advice: _Advice,
 ) -> list[str]:
     from gpt_oss_server.doctor import plan_text
-    from gpt_oss_server.doctor.advice_text import comparison_lines
+    from gpt_oss_server.doctor.advice_text import comparison_lines, plan_command, plan_lines
 
     lines = [*plan_text.headline(model, plan), "", *plan_text.table(plan, modes), ""]
     if other is not None:
         lines += [*plan_text.summary(other, modes), ""]
     if advice.compared.ways:
         lines += [*comparison_lines(advice.compared), ""]
-    return [*lines, *plan_text.recommendation_lines(advice.recommendation)]
+    lines += plan_text.recommendation_lines(advice.recommendation)
+    if plan.asked.machine.gpus > 1 and advice.compared.ways:
+        speed = advice.compared.speed
+        command = plan_command(name, plan.asked.machine.gpus, speed.name)
+        lines += ["", *plan_lines(command, logged=False)]
+    return lines
 
 
 def _plan_json(

@@ -1,38 +1,45 @@
-"""`gpt-oss-server simulate`: play a workload on GPUs that need not be there."""
+"""`gpt-oss-server simulate`: play a workload on GPUs that need not be there.
+
+Knows: its flags, what they ask for, where the results go. Does not know: how anything is simulated,
+judged or drawn (see `simulate/`).
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
-from gpt_oss_server.errors import ConfigError, StartupError
+from gpt_oss_server import __version__
+from gpt_oss_server.commands import simulate_inputs as inputs
+from gpt_oss_server.commands.progress import Progress
+from gpt_oss_server.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gpt_oss_server.simulate.fleet import Failure, Fleet
+    from gpt_oss_server.simulate.runs import Draw, Played, Question
+    from gpt_oss_server.simulate.workload import Workload
 
 SUMMARY = "Replay a workload on a fleet of GPUs that need not be there."
-DEFAULT_SLO = "2048:2:0.05,inf:10:0.05"
+SAMPLES = 600
+"""Looks at the fleet while requests come, where `--sample-every` does not say how often."""
+_OUTPUTS = ("json", "html")
+
+Arguments = Mapping[str, object]
+Document = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model, fleet, workload, policies, promises."""
     add = parser.add_argument
-    add("--model", default="120b", help="20b, 120b, a hub id or a folder (default: 120b)")
-    add("--gpu", default="h100", help="type of GPU, or a .yaml file of one (default: h100)")
+    inputs.add_model(parser)
+    add("--gpu", help="type of GPU, or a .yaml file of one (default: h100, or the calibrated one)")
     add("--pools", default="1xtp1", metavar="POOLS", help="as 4xtp1+2xtp2 (default: 1xtp1)")
-    add(
-        "--workload",
-        default="mixed",
-        metavar="FILE|MIX",
-        help="a trace or log (CSV, JSON lines, parquet), or chat, turns, agents, documents, "
-        "reasoning, long, mixed (default: mixed)",
-    )
-    add("--rate", type=float, default=2.0, help="requests per second of a mix (default: 2)")
-    add("--duration", type=float, default=600.0, help="seconds of a mix (default: 600)")
-    add("--load", type=float, default=1.0, help="play it so many times as fast (default: 1)")
-    add("--seed", type=int, default=0, help="of mixes and random policies (default: 0)")
+    inputs.add_workload(parser)
+    add("--clients", type=int, metavar="N", help="closed loop: so many requests at any time")
     add(
         "--policy",
         action="append",
@@ -40,156 +47,211 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="earliest_completion (default), least_request, …; repeatable, or all",
     )
-    add("--slo", default=DEFAULT_SLO, help=f"TOKENS:TTFT_S:TPOT_S,… (default: {DEFAULT_SLO})")
-    add("--max-num-seqs", type=int, default=256, help="sequences per replica (default: 256)")
-    add("--max-batch-tokens", type=int, default=8192, help="tokens per step (default: 8192)")
-    add("--prefill-order", choices=("shortest", "fcfs"), default="shortest", help="in the engine")
+    inputs.add_promises(parser)
+    inputs.add_engine(parser)
+    add(
+        "--fail",
+        action="append",
+        default=[],
+        metavar="REPLICA@AT[+FOR]",
+        help="replica 0, 1, … dies at a second, for good or so many seconds; repeatable",
+    )
+    add(
+        "--view-age",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="replicas report to the dispatcher every so many seconds (default: 0, always known)",
+    )
     add("--sweep", action="store_true", help="find the largest load that each policy bears")
+    add("--seeds", type=int, default=1, metavar="K", help="mean and interval over K draws")
+    add("--sample-every", type=float, metavar="S", help="seconds between looks at the fleet")
     add("--json", metavar="FILE", help="write inputs and figures there (-: to stdout, no table)")
+    add("--html", metavar="FILE", help="write them as a page with plots (-: to stdout, no table)")
 
 
-def run(arguments: Mapping[str, object]) -> int:
+def run(arguments: Arguments) -> int:
     """0 when the simulation ran, whatever came of it.
 
     Raises:
-        StartupError: a file cannot be read, or the model does not fit.
+        StartupError: a file cannot be read or written, or the model does not fit.
         ConfigError: an unknown name, or an impossible setting.
     """
-    from gpt_oss_server.routing.policies import POLICIES, policy
-    from gpt_oss_server.simulate.cluster import simulate
-    from gpt_oss_server.simulate.report import as_json, slo_json, table
-    from gpt_oss_server.simulate.slo import judge
-    from gpt_oss_server.simulate.sweep import capacity
+    from gpt_oss_server.simulate.runs import played
 
-    fleet = _fleet(arguments)
-    workload = _workload(arguments)
-    slo = _slo(str(arguments["slo"]))
-    names = _names(arguments["policy"]) or ["earliest_completion"]
-    names = list(POLICIES) if names == ["all"] else names
-    settings = {
-        "seed": _int(arguments, "seed"),
-        "kv_bytes_per_token": fleet.pools[0].replica.kv_bytes_per_token,
-    }
-    chosen = [(name, policy(name, settings)) for name in names]  # unknown names before any work
-    quiet = arguments.get("json") == "-"
-    written: dict[str, Any] = {
-        "inputs": {**arguments, "fleet": fleet.name, "gpus": fleet.gpus, "slo": slo_json(slo)},
-        "workload": {
-            "requests": len(workload.requests),
-            "requests_per_s": workload.requests_per_s,
-            "problems": workload.problems.counts,
-        },
-        "policies": {},
-    }
-    rows = []
-    for name, rule in chosen:
-        outcome = simulate(workload, fleet, rule, slo=slo, progress=None if quiet else _progress)
-        report = judge(outcome, slo)
-        rows.append((name, outcome, report))
-        written["policies"][name] = as_json(outcome, report)
-        if arguments.get("sweep"):
-            found = capacity(workload, fleet, lambda n=name: policy(n, settings), slo)  # type: ignore[misc]
-            written["policies"][name]["capacity_per_s"] = found.requests_per_s
-    if not quiet:
-        _print_head(fleet.name, fleet.gpus, workload)
-        print("\n".join(table(rows)))
-        for name, figures in written["policies"].items():
-            if "capacity_per_s" in figures:
-                print(f"{name}: bears {figures['capacity_per_s']:.2f} requests/s")
-    _write(arguments.get("json"), written)
+    to_stdout = [name for name in _OUTPUTS if arguments[name] == "-"]
+    if len(to_stdout) > 1:
+        raise ConfigError("only one of --json and --html can go to stdout")
+    model = inputs.simulated_model(arguments)
+    question = _question(arguments, inputs.fleet(arguments, model))
+    document = _document(arguments, model.name, question)
+    with closing(Progress()) as progress:
+        rows = [played(question, name, progress) for name in question.policies]
+    document["policies"] = {row.name: row.figures for row in rows}
+    if not to_stdout:
+        _print(question, rows)
+    inputs.write_json(arguments["json"], document)
+    if arguments["html"] is not None:
+        from gpt_oss_server.simulate.html.page import page
+
+        inputs.write_text(arguments["html"], page(document))
     return 0
 
 
-def _fleet(arguments: Mapping[str, object]) -> Any:
-    from gpt_oss_server.doctor.models import model_facts
-    from gpt_oss_server.simulate.cost import Efficiency, model_cost
-    from gpt_oss_server.simulate.fleet import Fleet, Pool
-    from gpt_oss_server.simulate.fleet_text import parse_pools
-    from gpt_oss_server.simulate.layout import EngineSettings, lay_out
+def _question(arguments: Arguments, fleet: Fleet) -> Question:
+    """All flags checked, before any work."""
+    from gpt_oss_server.routing.policies import POLICIES
+    from gpt_oss_server.simulate.runs import Draw, Question
 
-    shapes = parse_pools(str(arguments["pools"]), str(arguments["gpu"]))
-    limits = EngineSettings(
-        max_num_seqs=_int(arguments, "max_num_seqs"),
-        max_batch_tokens=_int(arguments, "max_batch_tokens"),
-        prefill_order=str(arguments["prefill_order"]),
+    first = Draw(inputs.integer(arguments, "seed"), inputs.workload(arguments))
+    names = inputs.names(arguments["policy"]) or ["earliest_completion"]
+    made = _is_made(arguments)
+    question = Question(
+        fleet=fleet,
+        slo=inputs.promises(arguments),
+        first=first,
+        policies=tuple(POLICIES) if names == ["all"] else tuple(dict.fromkeys(names)),
+        failures=_failures(arguments, fleet),
+        clients=_clients(arguments),
+        sample_every_s=_sample_every_s(arguments, first.workload),
+        view_age_s=_view_age_s(arguments),
+        sweep=bool(arguments["sweep"]),
+        draws=_draws(arguments, first, made),
+        independent=made,
     )
-    config = model_facts(str(arguments["model"]), os.environ).config
-    cost = model_cost(config)
-    return Fleet(
-        tuple(
-            Pool(lay_out(config, cost, shape, limits, Efficiency()), count)
-            for shape, count in shapes
+    for name in question.policies:
+        question.policy(name, first.seed)
+    return question
+
+
+def _failures(arguments: Arguments, fleet: Fleet) -> tuple[Failure, ...]:
+    from gpt_oss_server.simulate.fleet import interruptions
+    from gpt_oss_server.simulate.fleet_text import parse_failure
+
+    failures = tuple(parse_failure(one) for one in inputs.names(arguments["fail"]))
+    interruptions(failures, sum(pool.count for pool in fleet.pools))
+    return failures
+
+
+def _clients(arguments: Arguments) -> int | None:
+    clients = inputs.optional_integer(arguments, "clients")
+    if clients is not None and clients < 1:
+        raise ConfigError(f"--clients must be at least 1, not {clients}")
+    if clients is not None and arguments["sweep"]:
+        raise ConfigError("--sweep varies how fast requests come; with --clients that is not given")
+    return clients
+
+
+def _view_age_s(arguments: Arguments) -> float:
+    age_s = inputs.number(arguments, "view_age")
+    if not 0 <= age_s < float("inf"):
+        raise ConfigError(f"--view-age must be at least 0, not {age_s:g}")
+    return age_s
+
+
+def _sample_every_s(arguments: Arguments, workload: Workload) -> float:
+    given = inputs.optional_number(arguments, "sample_every")
+    if given is None:
+        return workload.duration_s / SAMPLES or 1.0
+    if not given > 0:
+        raise ConfigError(f"--sample-every must be above 0, not {given:g}")
+    return given
+
+
+def _draws(arguments: Arguments, first: Draw, made: bool) -> tuple[Draw, ...]:
+    """Those over which figures are averaged: none for a single one. A mix is made anew with the
+    seeds that follow; of a record, which came once, variants are drawn."""
+    from gpt_oss_server.simulate.confidence import resampled
+    from gpt_oss_server.simulate.runs import Draw
+
+    count = inputs.integer(arguments, "seeds")
+    if count < 1:
+        raise ConfigError(f"--seeds must be at least 1, not {count}")
+    if count == 1:
+        return ()
+    seeds = range(first.seed, first.seed + count)
+    if made:
+        return tuple(
+            Draw(seed, inputs.workload({**arguments, "seed": seed})) if seed > first.seed else first
+            for seed in seeds
         )
-    )
+    return tuple(Draw(seed, resampled(first.workload, seed)) for seed in seeds)
 
 
-def _workload(arguments: Mapping[str, object]) -> Any:
-    from gpt_oss_server.simulate.workload_files import read_workload
-    from gpt_oss_server.simulate.workload_made import MIXES, make_workload
+def _is_made(arguments: Arguments) -> bool:
+    from gpt_oss_server.simulate.workload_made import MIXES
 
-    name = str(arguments["workload"])
-    if name in MIXES:
-        made = make_workload(
-            name,
-            requests_per_s=_float(arguments, "rate"),
-            duration_s=_float(arguments, "duration"),
-            seed=_int(arguments, "seed"),
-        )
-    else:
-        path = Path(name)
-        if not path.suffix and not path.exists():
-            raise ConfigError(f"--workload {name}: no file, and no mix ({', '.join(MIXES)})")
-        made = read_workload(path)
-    return made.at_load(_float(arguments, "load"))
+    return str(arguments["workload"]) in MIXES
 
 
-def _slo(text: str) -> Any:
-    from gpt_oss_server.simulate.fleet_text import parse_slo
-    from gpt_oss_server.simulate.slo import Slo, SloClass
+def _document(arguments: Arguments, model_name: str, question: Question) -> Document:
+    """All inputs, so that a stranger can repeat the run; no results yet."""
+    import numpy as np
 
-    rows = parse_slo(text)
-    labels = ("short", "long") if len(rows) == 2 else tuple(f"≤{row[0]:g}" for row in rows)
-    return Slo(tuple(SloClass(label, *row) for label, row in zip(labels, rows, strict=True)))
+    from gpt_oss_server.simulate.report import SCHEMA, fleet_json, slo_json
+    from gpt_oss_server.simulate.workload_facts import workload_facts
+
+    given = {name: value for name, value in arguments.items() if name not in _OUTPUTS}
+    return {
+        "schema": SCHEMA,
+        "command": _command(given),
+        "versions": {
+            "gpt-oss-server": __version__,
+            "Python": platform.python_version(),
+            "numpy": np.__version__,
+        },
+        "inputs": {
+            **given,
+            "model_name": model_name,
+            "fleet": fleet_json(question.fleet, question.failures),
+            "calibrated": _calibrated(arguments),
+            "sample_every_s": question.sample_every_s,
+            "slo": slo_json(question.slo),
+        },
+        "workload": workload_facts(question.first.workload),
+    }
 
 
-def _print_head(fleet: str, gpus: int, workload: Any) -> None:
+def _calibrated(arguments: Arguments) -> Document | None:
+    """Which calibration was used; what it found is beside each pool. Its server is not named."""
+    measured = inputs.calibration(arguments)
+    return None if measured is None else {"made_at": measured.made_at, "model": measured.model}
+
+
+def _command(given: Arguments) -> str:
+    """What to type to get the same: the flags that differ from their defaults."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    words = ["gpt-oss-server", "simulate"]
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        if value == defaults.get(name):
+            continue
+        if isinstance(value, list):
+            words += [word for one in value for word in (flag, str(one))]
+        else:
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+def _print(question: Question, rows: Sequence[Played]) -> None:
+    from gpt_oss_server.simulate.number_text import per_second
+    from gpt_oss_server.simulate.report import repeats_table, table
+
+    workload = question.first.workload
+    pace = f"{workload.requests_per_s:.2f}/s"
+    if question.clients is not None:
+        pace = f"{question.clients} at a time" if question.clients > 1 else "one at a time"
     print(
-        f"{fleet} ({gpus} GPUs), {workload.name}: {len(workload.requests)} requests in "
-        f"{workload.duration_s:.0f} s, {workload.requests_per_s:.2f}/s"
+        f"{question.fleet.name} ({question.fleet.gpus} GPUs), {workload.name}: "
+        f"{len(workload.requests)} requests in {workload.duration_s:.0f} s, {pace}"
     )
     for line in workload.problems.lines():
         print(f"  input: {line}")
-
-
-def _progress(done: int, total: int) -> None:
-    """A bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return
-    filled = 40 * done // max(1, total)
-    end = "\r" if done < total else "\r\x1b[K"
-    print(f"[{'#' * filled}{' ' * (40 - filled)}] {done}/{total}", end=end, file=sys.stderr)
-
-
-def _write(target: object, content: dict[str, Any]) -> None:
-    if target is None:
-        return
-    text = json.dumps(content, indent=2) + "\n"
-    if target == "-":
-        print(text, end="")
-        return
-    try:
-        Path(str(target)).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StartupError(f"cannot write {target}: {error.strerror}") from error
-
-
-def _names(given: object) -> list[str]:
-    return [str(name) for name in given] if isinstance(given, list) else []
-
-
-def _int(arguments: Mapping[str, object], name: str) -> int:
-    return int(str(arguments[name]))
-
-
-def _float(arguments: Mapping[str, object], name: str) -> float:
-    return float(str(arguments[name]))
+    print("\n".join(table([row[:3] for row in rows])))
+    for row in rows:
+        if "capacity_per_s" in row.figures:
+            print(f"{row.name}: bears {per_second(row.figures['capacity_per_s'])}")
+    if question.draws:
+        print("\n".join(repeats_table({row.name: row.figures["repeats"] for row in rows})))

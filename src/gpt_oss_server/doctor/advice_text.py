@@ -5,15 +5,38 @@ Knows: wording, units. Does not know: how a figure comes about.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from gpt_oss_server.doctor.advice import Comparison, Way, ratio
+from gpt_oss_server.doctor.gpu_specs import specs
 from gpt_oss_server.doctor.pace import MEMORY_SHARE, Pace
 from gpt_oss_server.doctor.plan import gib
 from gpt_oss_server.doctor.plan_text import aligned, wrapped
 
 _SAME = 0.05
+# Of a GPU that the simulator has no data of it needs a file (docs/simulator.md).
+UNKNOWN_GPU = "GPU.yaml"
+NO_LOG = "mixed"
+"""What is played where there is no log: a made-up mix of chats, code, documents and agents."""
+
+
+def plan_command(
+    model: str, gpus: int, gpu_name: str, log_file: str | None = None, more: Sequence[str] = ()
+) -> str:
+    """The command that searches layouts of these GPUs for the one that serves best what is in the
+    log (docs/planning.md). `gpu_name` is a `GpuSpec`'s; `more` are further words."""
+    simulated = {spec.name: spec.simulated_as for spec in specs()}
+    gpu = simulated.get(gpu_name) or UNKNOWN_GPU
+    words = ["gpt-oss-server", "plan", "--model", model, "--gpus", f"{gpus}@{gpu}"]
+    return shlex.join([*words, "--workload", log_file or NO_LOG, *more])
+
+
+def plan_lines(command: str, *, logged: bool) -> list[str]:
+    """Where to go from here: estimates of one decode step know nothing of queues and prompts."""
+    what = "your log" if logged else "a made-up mix; --workload FILE plays your log"
+    return [f"Which layout bears most of your traffic, simulated ({what}):", f"  {command}"]
 
 
 def comparison_lines(compared: Comparison) -> list[str]:

@@ -37,8 +37,8 @@ class Examined:
 
     @property
     def several(self) -> bool:
-        """Whether the model is to be spread over several GPUs."""
-        return self.settings.gpu_mode != "single"
+        """Whether the model is to be spread over several GPUs; processes on a CPU need none."""
+        return self.settings.gpu_mode != "single" and self.settings.device != "cpu"
 
     @property
     def gpu_wanted(self) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 
 from gpt_oss_server.config import Settings
 from gpt_oss_server.doctor.advice import Comparison, Load, advise, compare
-from gpt_oss_server.doctor.advice_text import comparison_json
+from gpt_oss_server.doctor.advice_text import comparison_json, plan_command
 from gpt_oss_server.doctor.gpu_specs import spec_of
 from gpt_oss_server.doctor.models import checkpoint_size
 from gpt_oss_server.doctor.plan import (
@@ -95,7 +95,8 @@ class Advisor:
 
 def advice_of(folder: Path, settings: Settings, seen: Seen) -> dict[str, Any]:
     """The advice as `/stats` shows it: `mode` (None: nothing to advise), `text`, `arithmetic`,
-    `current_mode`, `load` that was seen (None: no step yet), and `comparison`."""
+    `current_mode`, `load` that was seen (None: no step yet), `comparison`, and the `plan_command`
+    that finds a layout for this server's log (None where there is nothing to choose)."""
     load = load_seen(seen)
     document: dict[str, Any] = {
         "current_mode": seen.gpu_mode,
@@ -104,6 +105,7 @@ def advice_of(folder: Path, settings: Settings, seen: Seen) -> dict[str, Any]:
         "arithmetic": "",
         "load": None if load is None else asdict(load),
         "comparison": None,
+        "plan_command": None,
     }
     impossible = _why_none(seen)
     if impossible is not None:
@@ -121,7 +123,23 @@ def advice_of(folder: Path, settings: Settings, seen: Seen) -> dict[str, Any]:
         "text": found.text,
         "arithmetic": found.arithmetic,
         "comparison": comparison_json(compared),
+        "plan_command": plan_for(settings, seen),
     }
+
+
+def plan_for(settings: Settings, seen: Seen) -> str:
+    """`gpt-oss-server plan` with this server's model, GPUs, engine, layout and log."""
+    speed = spec_of([reading.name for reading in seen.readings])
+    ranks = {"single": "tp1", "tensor": f"tp{len(seen.info.ranks)}"}
+    if seen.gpu_mode == "pipeline":
+        ranks["pipeline"] = f"pp{len(seen.info.ranks)}"
+    more = ["--max-num-seqs", str(seen.info.max_num_seqs)]
+    more += ["--max-batch-tokens", str(seen.info.max_batch_tokens)]
+    if seen.gpu_mode in ranks:
+        more += ["--current", f"1x{ranks[seen.gpu_mode]}"]
+    gpus = seen.machine_gpus or len(_sizes(seen.readings))
+    log = settings.log_file if settings.log_format != "human" else None
+    return plan_command(settings.model, gpus, speed.name, log, more)
 
 
 def load_seen(seen: Seen) -> Load | None:

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.simulate.cost import Efficiency, ModelCost, ReplicaCost, Terms
 from gpt_oss_server.simulate.gpu_types import GpuType
+from gpt_oss_server.simulate.least_errors import least_absolute
 
 TTFT_CONCURRENCY = 8
 """Above it the first token mostly waits for other prompts, which the analytic mean leaves out."""
@@ -32,11 +31,7 @@ TTFT_WEIGHT = 0.25
 mean over every step."""
 LENGTH_SHARE = 0.9
 """Mean length of a benchmark's prompts and answers over the nominal one, drawn from 0.8 … 1.0."""
-_LEAST_ERROR = 0.01
-_ROUNDS = 40
 _SHARED = 6
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,8 @@ def fit(points: Sequence[Point], model: ModelCost) -> Fit:
     names = sorted({row.gpu.name for row in rows})
     table = np.array([_columns(row, names) for row in rows])
     seconds = np.array([row.seconds for row in rows])
-    found = _least_absolute(table, seconds, np.array([row.weight for row in rows]))
+    counts = np.array([row.weight for row in rows])
+    found = least_absolute(table / seconds[:, None], np.ones(len(rows)), counts)
     overhead, sequence, hop, link, compute, first = found[:_SHARED]
     efficiency = Efficiency(
         overhead=float(overhead),
@@ -187,42 +183,10 @@ def _rows(point: Point, model: ModelCost) -> list[Row]:
 
 def _columns(row: Row, names: Sequence[str]) -> list[float]:
     """What the fitted numbers multiply: overhead, per sequence, latency, 1/link, 1/compute,
-    constant, and 1/memory per GPU type."""
+    constant, and 1/memory per GPU type. KV is read as weights are, attention computed as products;
+    a chunk of a prompt costs its operations."""
     terms = row.terms
     host = [terms.overhead_s, terms.sequences, terms.latency_hops]
-    shared = [*host, terms.link_s, terms.compute_s, row.first_tokens]
-    return shared + [terms.memory_s if row.gpu.name == name else 0.0 for name in names]
-
-
-def _least_absolute(table: Array, seconds: Array, counts: Array) -> Array:
-    """Non-negative x with the least Σ counts·|table·x / seconds − 1|, by reweighted squares."""
-    relative = table / seconds[:, None]
-    weights = np.sqrt(counts)
-    found = np.zeros(table.shape[1])
-    for _ in range(_ROUNDS):
-        found = _non_negative(relative * weights[:, None], weights)
-        error = np.abs(relative @ found - 1.0)
-        weights = np.sqrt(counts / np.maximum(error, _LEAST_ERROR))
-    return found
-
-
-def _non_negative(table: Array, wanted: Array) -> Array:
-    """Least squares with x ≥ 0, exactly: the best over all sets of columns whose own solution is
-    positive (a handful of columns, so that all sets can be tried)."""
-    scale = np.linalg.norm(table, axis=0)
-    live = [i for i in range(table.shape[1]) if scale[i] > 0]
-    scaled = table / np.where(scale > 0, scale, 1.0)
-    gram, product = scaled.T @ scaled, scaled.T @ wanted
-    best, best_gain = np.zeros(table.shape[1]), 0.0
-    for size in range(1, len(live) + 1):
-        for chosen in combinations(live, size):
-            columns = list(chosen)
-            square = gram[np.ix_(columns, columns)]
-            if np.linalg.cond(square) > 1e12:
-                continue
-            solution = np.linalg.solve(square, product[columns])
-            gain = float(solution @ product[columns])
-            if solution.min() >= 0.0 and gain > best_gain:
-                best, best_gain = np.zeros(table.shape[1]), gain
-                best[columns] = solution / scale[columns]
-    return best
+    operations_s, bytes_s = terms.compute_s + terms.attention_s, terms.memory_s + terms.cache_s
+    shared = [*host, terms.link_s, operations_s, row.first_tokens]
+    return shared + [bytes_s if row.gpu.name == name else 0.0 for name in names]

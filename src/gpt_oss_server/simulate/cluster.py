@@ -3,7 +3,7 @@
 Knows: pools, a ranking policy, failures, the order of events. Does not know: how a policy ranks or
 how a replica computes. At equal moments a failure comes before an arrival, an arrival before a
 replica's step, replicas by their place. The dispatcher sees each replica as it is at that moment,
-its step under way counted as far as it is.
+its step under way counted as far as it is, or (`view_age_s`) as it last reported.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.routing.policies.expected import ExpectedOutputs
-from gpt_oss_server.routing.policies.view import Ask, PoolFacts, RankingPolicy, ReplicaState
-from gpt_oss_server.simulate.engine import Engine
+from gpt_oss_server.routing.policies.view import Ask, RankingPolicy
 from gpt_oss_server.simulate.fleet import Failure, Fleet, interruptions
 from gpt_oss_server.simulate.outcome import (
     DROPPED,
@@ -27,28 +24,16 @@ from gpt_oss_server.simulate.outcome import (
     REFUSED,
     SERVED,
     Outcome,
-    ReplicaRecord,
     Samples,
 )
+from gpt_oss_server.simulate.roster import Member, Roster
 from gpt_oss_server.simulate.sequence import Sequence as Seq
 from gpt_oss_server.simulate.slo import Slo
 from gpt_oss_server.simulate.workload import Request, Workload
 
 MAX_ATTEMPTS = 3
-
-
-@dataclass
-class _Member:
-    """A replica in the fleet, and what the dispatcher keeps of it."""
-
-    id: str
-    facts: PoolFacts
-    engine: Engine
-    ready: bool = True
-    in_flight: int = 0
-    assigned_tokens: float = 0.0
-    requests: int = 0
-    expected: dict[int, float] = field(default_factory=dict)
+_Looks = tuple[float, list[float], list[float], list[int], list[int]]
+"""A moment; by replica busy, KV in use, waiting, decoding: the columns of `Samples`."""
 
 
 def simulate(
@@ -61,6 +46,7 @@ def simulate(
     sample_every_s: float | None = None,
     clients: int | None = None,
     clairvoyant: bool = False,
+    view_age_s: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Play the workload on the fleet.
@@ -68,16 +54,19 @@ def simulate(
     Args:
         slo: what requests are promised; policies may use it.
         clients: closed loop: so many requests are in flight, arrivals in the workload give only
-            their order.
+            their order. Who is turned away asks something else when told to come again.
         clairvoyant: policies are told how long each answer will be, instead of what answers to
             such prompts have come to.
+        view_age_s: how often each replica reports to the dispatcher; 0: its state is always known.
         progress: told (requests that came, all) now and then.
 
     Raises:
         ConfigError: a failure of a replica that does not exist, units that are no whole number of
-            blocks.
+            blocks, an age below 0.
     """
-    run = _Run(workload, fleet, policy, slo or Slo(), failures, sample_every_s, clients)
+    hashed = any(request.units for request in workload.requests)
+    roster = Roster(fleet, workload.unit_tokens, hashed=hashed, view_age_s=view_age_s)
+    run = _Run(workload, roster, policy, slo or Slo(), failures, sample_every_s, clients)
     run.clairvoyant = clairvoyant
     return run.play(progress)
 
@@ -88,7 +77,7 @@ class _Run:
     def __init__(
         self,
         workload: Workload,
-        fleet: Fleet,
+        roster: Roster,
         policy: RankingPolicy,
         slo: Slo,
         failures: Sequence[Failure],
@@ -100,9 +89,8 @@ class _Run:
         self.slo = slo
         self.clients = clients
         self.clairvoyant = False
-        self.holders: dict[int, int] = {}
-        self.members = self._members(fleet)
-        self.by_id = {member.id: member for member in self.members}
+        self.roster = roster
+        self.members = roster.members
         self.expected = ExpectedOutputs()
         self.asked = 0
         # (moment, order, what): failures and recoveries before arrivals of the same moment.
@@ -111,7 +99,7 @@ class _Run:
         self.ended = np.full(len(workload.requests), FAILED, dtype=np.int64)
         self.where = np.full(len(workload.requests), -1, dtype=np.int64)
         self.every_s = sample_every_s
-        self.sampled: list[tuple[float, list[float], list[float], list[int]]] = []
+        self.sampled: list[_Looks] = []
         self.next_sample_s = 0.0 if sample_every_s else math.inf
         self.busy_before = [0.0] * len(self.members)
         self.longest = max(member.facts.longest_tokens for member in self.members)
@@ -122,8 +110,8 @@ class _Run:
         arrivals = self._arrivals()
         total = len(requests)
         place = 0
-        engines = [member.engine for member in self.members]
-        events = [math.inf] * len(engines)
+        servers = [member.server for member in self.members]
+        events = [math.inf] * len(servers)
         while True:
             arrival_s = arrivals[place][0] if place < len(arrivals) else math.inf
             event_s = min(events)
@@ -134,63 +122,31 @@ class _Run:
                 continue
             if now_s == math.inf:
                 break
+            if self.roster.next_s <= now_s:
+                self.roster.refresh(now_s)
             self.now_s = now_s
             if interrupt_s <= now_s:
-                self._interrupt(now_s)
-                for index, engine in enumerate(engines):
-                    events[index] = engine.next_s
+                self._interrupt(now_s, arrivals)
+                for index, server in enumerate(servers):
+                    events[index] = server.next_s
             elif arrival_s <= now_s:
                 index = arrivals[place][1]
                 place += 1
-                self._arrive(index, requests[index], now_s, events)
+                self._arrive(index, requests[index], now_s, events, arrivals)
                 if progress is not None and place % 1000 == 0:
                     progress(place, total)
             else:
                 index = events.index(event_s)
-                engine = engines[index]
-                engine.step()
-                if engine.finished or engine.expired:
+                server = servers[index]
+                server.step()
+                if server.begun:
+                    self._first_tokens(self.members[index])
+                if server.finished or server.expired or server.shed:
                     self._collect(self.members[index], arrivals)
-                events[index] = engine.next_s
+                events[index] = server.next_s
         if progress is not None:
             progress(total, total)
         return self._outcome()
-
-    def _members(self, fleet: Fleet) -> list[_Member]:
-        members: list[_Member] = []
-        names: dict[str, int] = {}
-        unit = self.workload.unit_tokens
-        hashed = any(request.units for request in self.workload.requests)
-        for pool in fleet.pools:
-            replica = pool.replica
-            name = pool.name or replica.shape.name
-            names[name] = names.get(name, 0) + 1
-            if names[name] > 1:
-                name = f"{name}.{names[name]}"
-            settings = replica.settings
-            if hashed and unit % settings.block_size:
-                raise ConfigError(
-                    f"a unit of {unit} tokens is no whole number of blocks of {settings.block_size}"
-                )
-            facts = PoolFacts(
-                name=name,
-                gpus=replica.shape.gpus,
-                speed=replica.time,
-                kv_tokens=replica.kv_tokens,
-                longest_tokens=replica.longest_tokens,
-                step_prefill_s=replica.time.prefill_s(settings.max_batch_tokens, 0),
-                max_num_seqs=settings.max_num_seqs,
-                shortest_first=settings.prefill_order == "shortest",
-            )
-            for number in range(pool.count):
-                engine = Engine(
-                    replica,
-                    unit_tokens=unit if hashed else 0,
-                    holders=self.holders,
-                    index=len(members),
-                )
-                members.append(_Member(f"{name}/{number:03d}", facts, engine))
-        return members
 
     def _arrivals(self) -> list[tuple[float, int]]:
         """(moment, index) by moment; in a closed loop those of the first clients only."""
@@ -200,7 +156,14 @@ class _Run:
         self.asked = 0
         return [(0.0, index) for index in range(min(self.clients, len(requests)))]
 
-    def _arrive(self, index: int, request: Request, now_s: float, events: list[float]) -> None:
+    def _arrive(
+        self,
+        index: int,
+        request: Request,
+        now_s: float,
+        events: list[float],
+        arrivals: list[tuple[float, int]],
+    ) -> None:
         seq = Seq(
             index,
             now_s,
@@ -212,13 +175,21 @@ class _Run:
             request.tail_units,
         )
         self.results[index] = seq
-        self._dispatch(seq, request.max_output_tokens, now_s, events)
+        self._dispatch(seq, request, now_s, events, arrivals)
 
-    def _dispatch(self, seq: Seq, bound: int, now_s: float, events: list[float]) -> None:
+    def _dispatch(
+        self,
+        seq: Seq,
+        request: Request,
+        now_s: float,
+        events: list[float],
+        arrivals: list[tuple[float, int]],
+    ) -> None:
         """Send a sequence where the policy ranks first, or to the next that takes it."""
+        bound = request.max_output_tokens
         needs = seq.input_tokens + max(bound, seq.output_tokens)
         if needs > self.longest:
-            self.ended[seq.index] = REFUSED
+            self._turn_away(seq, REFUSED, now_s, arrivals)
             return
         promise = self.slo.class_of(seq.input_tokens)
         expected = self._expect(seq, bound)
@@ -233,16 +204,40 @@ class _Run:
         )
         self.asked += 1
         seq.attempts += 1
-        up = False
-        for ranked in self.policy.rank(ask, self._states(seq, now_s)):
-            member = self.by_id[ranked.id]
-            up = True
+        end, again_s = FAILED, 0.0
+        states = self.roster.states(seq, now_s)
+        for ranked in self.policy.rank(ask, states):
+            member = self.roster.by_id[ranked.id]
             # An answer that its client left open may outgrow what this replica can ever hold.
-            if needs <= member.facts.longest_tokens and member.engine.enqueue(seq, now_s):
-                self._assigned(member, seq, expected)
-                events[member.engine.index] = member.engine.next_s
+            answer = "too_large"
+            if needs <= member.facts.longest_tokens:
+                answer = member.server.enqueue(seq, request, now_s)
+                if member.server.shed or member.server.expired:
+                    self._collect(member, arrivals)
+                events[member.server.index] = member.server.next_s
+            if answer == "taken":
+                cached = states[member.server.index].cached_tokens
+                self.where[seq.index] = member.server.index
+                self.roster.sent(member, seq, expected, cached)
                 return
-        self.ended[seq.index] = DROPPED if up else FAILED
+            if answer == "full":
+                again_s = max(again_s, float(member.server.retry_after_s))
+                end = DROPPED
+            elif end == FAILED:
+                end = REFUSED
+        self._turn_away(seq, end, now_s + again_s, arrivals)
+
+    def _turn_away(
+        self, seq: Seq, end: int, again_s: float, arrivals: list[tuple[float, int]]
+    ) -> None:
+        """Nobody takes it. Its client, if it waits for each answer, goes on at `again_s`."""
+        self.ended[seq.index] = end
+        self._next_of_client(again_s, arrivals)
+
+    def _next_of_client(self, moment_s: float, arrivals: list[tuple[float, int]]) -> None:
+        """In a closed loop: a client whose request is over asks the next."""
+        if self.clients is not None and len(arrivals) < len(self.results):
+            _insert(arrivals, (max(moment_s, self.now_s), len(arrivals)))
 
     def _expect(self, seq: Seq, bound: int) -> float:
         """Tokens that the answer is taken to have."""
@@ -251,116 +246,60 @@ class _Run:
         expected = self.expected.predict(seq.input_tokens)
         return min(expected, float(bound)) if bound else expected
 
-    def _assigned(self, member: _Member, seq: Seq, expected: float) -> None:
-        member.in_flight += 1
-        member.requests += 1
-        load = seq.input_tokens + expected
-        member.expected[seq.index] = load
-        member.assigned_tokens += load
-        self.where[seq.index] = member.engine.index
+    def _first_tokens(self, member: Member) -> None:
+        for seq in member.server.begun:
+            self.roster.started(member, seq)
+        member.server.begun.clear()
 
-    def _states(self, seq: Seq, now_s: float) -> list[ReplicaState]:
-        cached = self._cached(seq) if seq.units else None
-        states = []
-        for place, member in enumerate(self.members):
-            decoding, context, waiting, left, work, free, share = member.engine.look(now_s)
-            states.append(
-                ReplicaState(
-                    id=member.id,
-                    pool=member.facts,
-                    decoding=decoding,
-                    context_tokens=context,
-                    waiting=waiting,
-                    waiting_tokens=left,
-                    waiting_work_s=work,
-                    kv_free_tokens=free,
-                    prefill_share=share,
-                    in_flight=member.in_flight,
-                    assigned_tokens=member.assigned_tokens,
-                    cached_tokens=cached[place] if cached else 0,
-                    ready=member.ready,
-                )
-            )
-        return states
-
-    def _cached(self, seq: Seq) -> list[int]:
-        """Tokens of the longest prefix that each replica has: one walk over the hashes."""
-        unit = self.workload.unit_tokens
-        found = [0] * len(self.members)
-        holders = self.holders
-        most = (seq.length - 1) // unit
-        alive = holders.get(seq.units[0], 0)
-        depth = 0
-        while alive and depth < most:
-            depth += 1
-            following = alive & holders.get(seq.units[depth], 0) if depth < len(seq.units) else 0
-            gone = alive & ~following
-            while gone:
-                bit = gone & -gone
-                found[bit.bit_length() - 1] = depth * unit
-                gone ^= bit
-            alive = following
-        while alive:
-            bit = alive & -alive
-            found[bit.bit_length() - 1] = depth * unit
-            alive ^= bit
-        return found
-
-    def _collect(self, member: _Member, arrivals: list[tuple[float, int]]) -> None:
-        """Take what a replica finished."""
-        engine = member.engine
-        for seq in engine.finished:
+    def _collect(self, member: Member, arrivals: list[tuple[float, int]]) -> None:
+        """Take what a replica finished, and whom it sent away."""
+        server = member.server
+        for seq in server.finished:
             self.ended[seq.index] = SERVED
             self.expected.observe(seq.input_tokens, seq.output_tokens)
-            self._over(member, seq)
-        for seq in engine.expired:
-            self.ended[seq.index] = EXPIRED
-            self._over(member, seq)
-        if self.clients is not None:
-            for seq in (*engine.finished, *engine.expired):
-                if len(arrivals) < len(self.results):
-                    moment_s = seq.finish_s if seq.finish_s >= 0 else self.now_s
-                    _insert(arrivals, (max(moment_s, self.now_s), len(arrivals)))
-        engine.finished.clear()
-        engine.expired.clear()
+            self.roster.over(member, seq)
+            self._next_of_client(seq.finish_s, arrivals)
+        for gone, end in ((server.expired, EXPIRED), (server.shed, DROPPED)):
+            for seq in gone:
+                self.ended[seq.index] = end
+                self.roster.over(member, seq)
+                self._next_of_client(self.now_s, arrivals)
+            gone.clear()
+        server.finished.clear()
 
-    def _over(self, member: _Member, seq: Seq) -> None:
-        member.in_flight -= 1
-        left = member.assigned_tokens - member.expected.pop(seq.index)
-        member.assigned_tokens = left if member.in_flight else 0.0
-
-    def _interrupt(self, now_s: float) -> None:
+    def _interrupt(self, now_s: float, arrivals: list[tuple[float, int]]) -> None:
         _, order, index = heapq.heappop(self.interruptions)
         member = self.members[index]
         if order:
             member.ready = True
             return
-        member.ready = False
+        self.roster.gone(member)
         events = [math.inf] * len(self.members)
-        for seq in member.engine.fail():
-            self._over(member, seq)
+        for seq in member.server.fail():
+            self.roster.over(member, seq)
             self.where[seq.index] = -1
             if seq.first_token_s >= 0 or seq.attempts >= MAX_ATTEMPTS:
                 seq.first_token_s = -1.0
-                self.ended[seq.index] = FAILED
+                self._turn_away(seq, FAILED, now_s, arrivals)
             else:
                 seq.computed = 0
-                bound = self.workload.requests[seq.index].max_output_tokens
-                self._dispatch(seq, bound, now_s, events)
+                request = self.workload.requests[seq.index]
+                self._dispatch(seq, request, now_s, events, arrivals)
 
     def _sample(self, at_s: float) -> None:
         """Note how the fleet is doing. Utilisation is of the time since the sample before."""
         every_s = self.every_s or 1.0
-        busy, kv, waiting = [], [], []
+        busy, kv, waiting, decoding = [], [], [], []
         for place, member in enumerate(self.members):
-            engine = member.engine
+            engine = member.server.engine
             spent_s = engine.busy_until(at_s)
             busy.append(min(1.0, (spent_s - self.busy_before[place]) / every_s))
             self.busy_before[place] = spent_s
-            pool = engine.scheduler.pool
-            kv.append(pool.referenced / pool.blocks)
-            waiting.append(len(engine.scheduler.waiting))
-        self.sampled.append((at_s, busy, kv, waiting))
+            count, _, _, _, _, free_tokens, _ = engine.look(at_s)
+            kv.append(1.0 - free_tokens / member.facts.kv_tokens)
+            waiting.append(member.server.waiting)
+            decoding.append(count)
+        self.sampled.append((at_s, busy, kv, waiting, decoding))
         self.next_sample_s = at_s + every_s
 
     def _outcome(self) -> Outcome:
@@ -368,6 +307,7 @@ class _Run:
         count = len(requests)
         ttft, e2e = np.full(count, np.nan), np.full(count, np.nan)
         arrived = np.array([r.arrival_s for r in requests], dtype=np.float64)
+        answered = np.array([r.output_tokens for r in requests], dtype=np.int64)
         cached, preempted = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         end_s = 0.0
         for index, seq in enumerate(self.results):
@@ -379,22 +319,25 @@ class _Run:
                 ttft[index] = seq.first_token_s - seq.arrived_s
                 e2e[index] = seq.finish_s - seq.arrived_s
                 cached[index] = max(0, seq.cached_tokens)
+                answered[index] = seq.output_tokens
                 end_s = max(end_s, seq.finish_s)
+        cut = sum(member.server.cut for member in self.members)
         closed_s = end_s if self.clients is not None else self.workload.duration_s
         return Outcome(
             arrival_s=arrived,
             input_tokens=np.array([r.input_tokens for r in requests], dtype=np.int64),
-            output_tokens=np.array([r.output_tokens for r in requests], dtype=np.int64),
+            output_tokens=answered,
             ended=self.ended,
             ttft_s=ttft,
             e2e_s=e2e,
             cached_tokens=cached,
             preemptions=preempted,
             replica=self.where,
-            replicas=tuple(_record(member) for member in self.members),
+            replicas=tuple(member.record() for member in self.members),
             span_s=closed_s,
             end_s=end_s,
             samples=_samples(self.sampled),
+            notes=(f"{cut} answers were cut at the bound they were granted",) if cut else (),
         )
 
 
@@ -406,22 +349,7 @@ def _insert(arrivals: list[tuple[float, int]], entry: tuple[float, int]) -> None
     arrivals.insert(place, entry)
 
 
-def _record(member: _Member) -> ReplicaRecord:
-    engine = member.engine
-    return ReplicaRecord(
-        id=member.id,
-        pool=member.facts.name,
-        gpus=member.facts.gpus,
-        requests=member.requests,
-        busy_s=engine.busy_s,
-        steps=engine.steps,
-        prefill_tokens=engine.prefill_tokens,
-        decode_tokens=engine.decode_tokens,
-        preemptions=engine.scheduler.preemptions,
-    )
-
-
-def _samples(rows: list[tuple[float, list[float], list[float], list[int]]]) -> Samples | None:
+def _samples(rows: list[_Looks]) -> Samples | None:
     if not rows:
         return None
     return Samples(
@@ -429,4 +357,5 @@ def _samples(rows: list[tuple[float, list[float], list[float], list[int]]]) -> S
         utilization=np.array([row[1] for row in rows]),
         kv_share=np.array([row[2] for row in rows]),
         waiting=np.array([row[3] for row in rows], dtype=np.int64),
+        decoding=np.array([row[4] for row in rows], dtype=np.int64),
     )

@@ -7,8 +7,8 @@ A step that computes T tokens (B decoding ones, the rest prefill) over S cached 
 
     overhead + bytes / (bandwidth · e_mem) + collectives + prefill operations / (flops · e_comp)
 
-    overhead     host and kernel launches: a constant, a share per layer, and per sequence of the
-                 step (scheduling, sampling, detokenising)
+    overhead     host and kernel launches: a constant, a share per layer, per sequence of the step
+                 (scheduling, sampling, detokenising) and per chunk of a prompt
     bytes        dense weights once; of each layer's E experts (k per token) the expected number
                  E(1 − (1 − k/E)^T) that T independent tokens choose; the KV of the S tokens
     collectives  2 per layer with tp > 1: latency · log2 tp, and a ring's 2(tp−1)/tp · T · hidden
@@ -17,8 +17,13 @@ A step that computes T tokens (B decoding ones, the rest prefill) over S cached 
                  per full layer 2 · heads · (k_dim + v_dim) for each pair of a token and one before
                  it; in a windowed layer the pairs within the window
 
-per rank, from the bytes that `memory/` says one rank holds. Pipeline stages run one after another
-(what this server's `auto` and `pipeline` modes do with one batch): they add room, not speed.
+The KV may be read, and attention computed, at shares of their own: on a CPU neither goes like the
+products with weights. A decoded token's operations are not a term: where they cost time they are
+the same for every sequence of a step, and in what each adds.
+
+All per rank, from the bytes that `memory/` says one rank holds. Pipeline stages run one after
+another (what this server's `auto` and `pipeline` modes do with one batch): they add room, not
+speed.
 Source of the form: fitted to published measurements, see `calibration` and docs/simulator.md.
 """
 
@@ -47,7 +52,9 @@ TABLE_TOKENS = 1024
 class Terms(NamedTuple):
     """A step's (or any time's) parts at full efficiency, in seconds. `overhead_s` is the nominal
     one; `latency_hops` counts log2(tp) collectives and pipeline hops, `sequences` whom the host
-    serves in the step."""
+    serves in the step, `chunks` those of them that compute part of a prompt. `memory_s` is reading
+    weights, `cache_s` the KV; `compute_s` prompts' products with weights, `attention_s` of their
+    tokens with each other."""
 
     overhead_s: float = 0.0
     sequences: float = 0.0
@@ -55,6 +62,9 @@ class Terms(NamedTuple):
     memory_s: float = 0.0
     link_s: float = 0.0
     compute_s: float = 0.0
+    cache_s: float = 0.0
+    attention_s: float = 0.0
+    chunks: float = 0.0
 
     def plus(self, other: Terms, times: float = 1.0) -> Terms:
         return Terms(*(a + times * b for a, b in zip(self, other, strict=True)))
@@ -67,11 +77,13 @@ class Terms(NamedTuple):
 class Efficiency:
     """What of the nominal figures is attained; fitted by `calibration`.
 
-    `overhead` scales the nominal host time, `sequence_s` is what each sequence of a step adds;
-    `hop_latency_s` is one collective's per doubling of
-    ranks; `link` and `compute` are shares of the stated bandwidth and operations. The memory's
-    share belongs to the GPU type; `memory` replaces it where it is given. `first_token_s` is what
-    a request waits at the least beside the steps (HTTP, tokenisation, the engine's own loop).
+    `overhead` scales the nominal host time, `sequence_s` is what each sequence of a step adds,
+    `chunk_s` what each prompt's chunk adds beside its operations; `hop_latency_s` is one
+    collective's per doubling of ranks; `link` and `compute` are shares of the stated bandwidth and
+    operations. The memory's share belongs to the GPU type; `memory` replaces it where it is given.
+    `cache` and `attention` are the shares for KV and attention; None: as memory and compute.
+    `first_token_s` is what a request waits at the least beside the steps (HTTP, tokenisation, the
+    engine's own loop).
     """
 
     overhead: float = 1.0524
@@ -81,12 +93,15 @@ class Efficiency:
     compute: float = 0.2762
     first_token_s: float = 0.0178
     memory: float | None = None
+    cache: float | None = None
+    attention: float | None = None
+    chunk_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("overhead", "sequence_s", "hop_latency_s", "first_token_s"):
+        for name in ("overhead", "sequence_s", "hop_latency_s", "first_token_s", "chunk_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"efficiency: {name} must not be negative")
-        for name in ("link", "compute", "memory"):
+        for name in ("link", "compute", "memory", "cache", "attention"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"efficiency: {name} must be above 0")
@@ -94,13 +109,18 @@ class Efficiency:
     def seconds(self, terms: Terms, gpu: GpuType) -> float:
         """What the terms take on this GPU."""
         memory = self.memory if self.memory is not None else gpu.bandwidth_efficiency
+        cache = self.cache if self.cache is not None else memory
+        attention = self.attention if self.attention is not None else self.compute
         return (
             self.overhead * terms.overhead_s
             + self.sequence_s * terms.sequences
+            + self.chunk_s * terms.chunks
             + terms.memory_s / memory
+            + terms.cache_s / cache
             + self.hop_latency_s * terms.latency_hops
             + terms.link_s / self.link
             + terms.compute_s / self.compute
+            + terms.attention_s / attention
         )
 
 
@@ -216,27 +236,23 @@ class ReplicaCost:
     def cache(self, context: float, sequences: float = 1.0) -> Terms:
         """Reading the KV of `sequences` sequences of `context` tokens each."""
         memory = sequences * (context * self.kv_s_per_token + self.window_s(context))
-        return Terms(memory_s=memory)
+        return Terms(cache_s=memory)
 
-    def prefill_s(self, tokens: float, context: float) -> float:
-        """Operations of `tokens` prefill tokens after `context` others, at full efficiency."""
-        seconds = tokens * self.linear_s + self.pair_s * tokens * (context + tokens / 2)
+    def attention_s(self, tokens: float, context: float) -> float:
+        """Operations of `tokens` prefill tokens with the `context` before them and each other."""
+        seconds = self.pair_s * tokens * (context + tokens / 2)
         for window, pair_s in self.pair_windows:
             seconds += pair_s * _windowed_pairs(tokens, context, window)
         return seconds
 
+    def prefill_s(self, tokens: float, context: float) -> float:
+        """All operations of `tokens` prefill tokens after `context` others, at full efficiency."""
+        return tokens * self.linear_s + self.attention_s(tokens, context)
+
     def prefill(self, tokens: float, context: float = 0.0) -> Terms:
-        return Terms(compute_s=self.prefill_s(tokens, context))
-
-
-def _pairs(shape: ModelShape, flops_s: float) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """Seconds per pair of tokens in all full layers, and per window in all layers with it."""
-    windows: dict[int | None, float] = {}
-    for layer in shape.layers:
-        seconds = 2 * shape.num_heads * (layer.k_dim + layer.v_dim) / flops_s
-        windows[layer.window] = windows.get(layer.window, 0.0) + seconds
-    full = windows.pop(None, 0.0)
-    return full, tuple(sorted((w, s) for w, s in windows.items() if w is not None))
+        """One chunk of a prompt."""
+        attention_s = self.attention_s(tokens, context)
+        return Terms(compute_s=tokens * self.linear_s, attention_s=attention_s, chunks=1.0)
 
 
 def _windowed_pairs(tokens: float, context: float, window: int) -> float:

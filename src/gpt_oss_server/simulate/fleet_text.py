@@ -1,21 +1,25 @@
-"""A fleet as people write it: `4xtp1+2xtp2`, `2xtp4@h200`, `2xpp2`.
+"""A fleet as people write it: `4xtp1+2xtp2`, `2xtp4@h200`, `2xpp2`; its failures: `2@300+60`.
 
 Knows: the notation. Does not know: models, memory.
 """
 
 from __future__ import annotations
 
+import math
 import re
 
 from gpt_oss_server.errors import ConfigError
-from gpt_oss_server.simulate.gpu_types import gpu_type
+from gpt_oss_server.simulate.fleet import Failure
+from gpt_oss_server.simulate.gpu_types import GpuType, gpu_type
 from gpt_oss_server.simulate.layout import Shape
 
+_FAILURE = re.compile(r"(\d+)@(\d+(?:\.\d+)?)(?:\+(\d+(?:\.\d+)?))?")
 _POOL = re.compile(r"(\d+)x(?:tp(\d+))?-?(?:pp(\d+))?(?:@(\S+))?")
 
 
-def parse_pools(text: str, default_gpu: str) -> tuple[tuple[Shape, int], ...]:
+def parse_pools(text: str, default_gpu: str | GpuType) -> tuple[tuple[Shape, int], ...]:
     """(shape, replicas) of each pool. Raises ConfigError saying what is not understood."""
+    default = gpu_type(default_gpu) if isinstance(default_gpu, str) else default_gpu
     pools = []
     for part in text.split("+"):
         match = _POOL.fullmatch(part.strip())
@@ -24,9 +28,20 @@ def parse_pools(text: str, default_gpu: str) -> tuple[tuple[Shape, int], ...]:
                 f"--pools {part.strip()}: write COUNTxtpN, COUNTxppN or COUNTxtpN@GPU"
             )
         count, tp, pp, gpu = match.groups()
-        shape = Shape(gpu_type(gpu or default_gpu), int(tp or 1), int(pp or 1))
+        kind = default if gpu in (None, default.name) else gpu_type(gpu)
+        shape = Shape(kind, int(tp or 1), int(pp or 1))
         pools.append((shape, int(count)))
     return tuple(pools)
+
+
+def parse_failure(text: str) -> Failure:
+    """`2@300` (replica 2 dies at 300 s, for good) or `2@300+60` (for a minute). Raises
+    ConfigError."""
+    match = _FAILURE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"--fail {text}: write REPLICA@AT or REPLICA@AT+FOR, in seconds")
+    replica, at_s, for_s = match.groups()
+    return Failure(int(replica), float(at_s), float(for_s) if for_s else math.inf)
 
 
 def parse_slo(text: str) -> tuple[tuple[float, float, float], ...]:

@@ -1,6 +1,7 @@
 """GPU types as data: what the maker states, and what was fitted to measurements.
 
-Knows: the fields of a GPU's file and where the packaged ones are. Does not know: models, steps.
+Knows: the fields of a GPU's file and where the packaged ones are. Does not know: models, steps, or
+GPUs of which less is known (`doctor.gpu_specs` has those, and reads these files for the others).
 Figures are per GPU: bytes, bytes per second, dense bf16 multiply-adds counted as two operations.
 """
 
@@ -23,7 +24,8 @@ the calibrated types."""
 
 @dataclass(frozen=True)
 class GpuType:
-    """One kind of GPU. `link_bytes_s` is one direction between two GPUs of a machine.
+    """One kind of GPU. `link_bytes_s` is one direction between two GPUs of a machine, over `link`
+    (NVLink or PCIe). `driver_name` are the words by which drivers name it ("" : none are known).
 
     `bandwidth_efficiency` is the share of `bandwidth_bytes_s` that model steps attain;
     `calibrated` says whether it was fitted to measurements of this type.
@@ -38,6 +40,8 @@ class GpuType:
     source: str
     bandwidth_efficiency: float = DEFAULT_BANDWIDTH_EFFICIENCY
     calibrated: bool = False
+    driver_name: str = ""
+    link: str = "PCIe"
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "bandwidth_bytes_s", "bf16_flops_s", "link_bytes_s"):
@@ -45,6 +49,8 @@ class GpuType:
                 raise ConfigError(f"gpu {self.name}: {name} must be above 0")
         if not 0 < self.bandwidth_efficiency <= 1:
             raise ConfigError(f"gpu {self.name}: bandwidth_efficiency must be above 0, at most 1")
+        if self.link not in ("NVLink", "PCIe"):
+            raise ConfigError(f"gpu {self.name}: link must be NVLink or PCIe, not {self.link}")
 
 
 def gpu_names() -> tuple[str, ...]:

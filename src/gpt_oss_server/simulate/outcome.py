@@ -37,12 +37,14 @@ class ReplicaRecord:
 
 @dataclass(frozen=True)
 class Samples:
-    """The fleet every so often: rows are moments, columns replicas."""
+    """The fleet every so often: rows are moments, columns replicas. Waiting are requests in queues,
+    decoding sequences of the running batch."""
 
     at_s: Floats
     utilization: Floats
     kv_share: Floats
     waiting: Ints
+    decoding: Ints
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,21 @@ Knows: what people want to see of an outcome. Does not know: files, terminals, H
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from gpt_oss_server.simulate import number_text as text
+from gpt_oss_server.simulate.figures import figures
+from gpt_oss_server.simulate.fleet import Failure, Fleet
 from gpt_oss_server.simulate.outcome import Outcome
-from gpt_oss_server.simulate.slo import Slo, SloReport
+from gpt_oss_server.simulate.slo import QUANTILES, Slo, SloReport, class_places
+from gpt_oss_server.simulate.sweep import Capacity
 
+Write = Callable[[float | None], str]
+
+SCHEMA = 2
+"""Of the JSON document; docs/simulator.md says what is in it. 2: figures, samples, sweep points."""
 _HEADINGS = (
     f"{'policy':<24}{'class':<8}{'requests':>9}{'met':>8}"
     f"{'TTFT p50':>10}{'p95':>9}{'TPOT p50':>10}{'p95':>9}{'E2E p50':>10}{'p95':>9}"
@@ -24,48 +32,139 @@ def table(rows: Sequence[tuple[str, Outcome, SloReport]]) -> list[str]:
     lines = [_HEADINGS]
     for name, _, report in rows:
         for one in report.classes:
-            figures = "".join(
-                _pair(quantiles, scale, unit)
-                for quantiles, scale, unit in (
-                    (one.ttft_s, 1.0, "s"),
-                    (one.tpot_s, 1000.0, "ms"),
-                    (one.e2e_s, 1.0, "s"),
+            figures_text = "".join(
+                _pair(quantiles, write)
+                for quantiles, write in (
+                    (one.ttft_s, text.seconds),
+                    (one.tpot_s, text.milliseconds),
+                    (one.e2e_s, text.seconds),
                 )
             )
-            met = f"{100 * one.share_met:.1f} %"
-            lines.append(f"{name:<24}{one.name:<8}{one.requests:>9}{met:>8}{figures}")
+            met = text.percent(one.share_met)
+            lines.append(f"{name:<24}{one.name:<8}{one.requests:>9}{met:>8}{figures_text}")
     for name, outcome, report in rows:
         lost = {end: n for end, n in outcome.counts().items() if n and end != "served"}
         preempted = int(outcome.preemptions.sum())
-        cached = int(outcome.cached_tokens.sum()) / max(1, int(outcome.input_tokens.sum()))
         parts = [
-            f"goodput {report.goodput_per_s:.2f}/s",
-            f"cached {100 * cached:.1f} %",
-            f"busy {_busy(outcome)}",
+            f"goodput {text.per_second(report.goodput_per_s)}",
+            f"cached {text.percent(cached_share(outcome))}",
+            f"busy {busy_text([replica.busy_s for replica in outcome.replicas], outcome.end_s)}",
         ]
         if preempted:
             parts.append(f"{preempted} preemptions")
         parts += [f"{count} {end}" for end, count in lost.items()]
-        lines.append(f"{name}: {', '.join(parts)}")
+        lines.append(f"{name}: {', '.join([*parts, *outcome.notes])}")
     return lines
 
 
-def as_json(outcome: Outcome, report: SloReport) -> dict[str, Any]:
-    """All figures but the single requests."""
+def repeats_table(repeats: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Mean and 95 % interval of each policy's main figures, a line per class, then goodput and, if
+    there were sweeps, the load that is borne."""
+    runs, independent = next(
+        ((one["runs"], one["independent"]) for one in repeats.values()), (0, 1)
+    )
+    lines = [f"over {runs} {'draws of the mix' if independent else 'variants of the record'}:"]
+    for name, found in repeats.items():
+        for one in found["classes"]:
+            figures_text = ", ".join(
+                f"{title} {range_text(interval, write)}"
+                for title, interval, write in (
+                    ("met", one["share_met"], text.percent),
+                    ("TTFT p95", one["ttft_s"][1], text.seconds),
+                    ("TPOT p95", one["tpot_s"][1], text.milliseconds),
+                    ("E2E p95", one["e2e_s"][1], text.seconds),
+                )
+            )
+            lines.append(f"{name:<24}{one['name']:<8}{figures_text}")
+        whole = f"{name}: goodput {range_text(found['goodput_per_s'], text.per_second)}"
+        if "capacity_per_s" in found:
+            whole += f", bears {range_text(found['capacity_per_s'], text.per_second)}"
+        lines.append(whole)
+    return lines
+
+
+def range_text(interval: Mapping[str, float] | None, write: Write) -> str:
+    """`12.3 ms (11.8–12.9 ms)`."""
+    if interval is None:
+        return text.NOTHING
+    low = write(interval["low"]).partition(" ")[0].removesuffix("/s")
+    return f"{write(interval['mean'])} ({low}–{write(interval['high'])})"
+
+
+def as_json(outcome: Outcome, report: SloReport, slo: Slo, policies: int = 1) -> dict[str, Any]:
+    """All figures but the single requests. `policies`: how many are in the same document."""
+    places = class_places(outcome, slo)
     return {
         "requests": outcome.counts(),
         "goodput_per_s": report.goodput_per_s,
         "slo_met": report.met,
         "classes": [
-            {**asdict(one), "share_met": one.share_met, "quantiles": [50, 95, 99]}
-            for one in report.classes
+            {
+                **asdict(one),
+                "served": int(((places == place) & outcome.served).sum()),
+                "share_met": one.share_met,
+                "quantiles": list(QUANTILES),
+            }
+            for place, one in enumerate(report.classes)
         ],
         "preemptions": int(outcome.preemptions.sum()),
         "cached_tokens": int(outcome.cached_tokens.sum()),
         "input_tokens": int(outcome.input_tokens.sum()),
+        "cached_share": cached_share(outcome),
         "span_s": outcome.span_s,
         "end_s": outcome.end_s,
+        "notes": list(outcome.notes),
         "replicas": [asdict(replica) for replica in outcome.replicas],
+        **figures(outcome, slo, policies),
+    }
+
+
+def sweep_json(found: Capacity) -> dict[str, Any]:
+    """The loads that were tried, by load, and the knee; None: no load tried was borne."""
+    return {
+        "tolerance": found.tolerance,
+        "knee_factor": found.best.factor if found.best is not None else None,
+        "points": [
+            {
+                "factor": point.factor,
+                "requests_per_s": point.requests_per_s,
+                "goodput_per_s": point.report.goodput_per_s,
+                "met": point.report.met,
+                "share_met": {one.name: one.share_met for one in point.report.classes},
+            }
+            for point in found.tried
+        ],
+    }
+
+
+def fleet_json(fleet: Fleet, failures: Sequence[Failure] = ()) -> dict[str, Any]:
+    """What the fleet consists of, down to the figures of its GPUs, and which replicas fail."""
+    return {
+        "name": fleet.name,
+        "gpus": fleet.gpus,
+        "pools": [
+            {
+                "shape": pool.replica.shape.name,
+                "replicas": pool.count,
+                "tp": pool.replica.shape.tp,
+                "pp": pool.replica.shape.pp,
+                "gpu": asdict(pool.replica.shape.gpu),
+                "kv_tokens": pool.replica.kv_tokens,
+                "kv_bytes_per_token": pool.replica.kv_bytes_per_token,
+                "longest_tokens": pool.replica.longest_tokens,
+                "engine": asdict(pool.replica.settings),
+                "efficiency": asdict(pool.replica.time.efficiency),
+            }
+            for pool in fleet.pools
+        ],
+        "failures": [
+            {
+                "replica": failure.replica,
+                "at_s": failure.at_s,
+                "for_s": failure.for_s if math.isfinite(failure.for_s) else None,
+            }
+            for failure in failures
+        ],
     }
 
 
@@ -80,16 +179,17 @@ def slo_json(slo: Slo) -> dict[str, Any]:
     }
 
 
-def _pair(quantiles: tuple[float, ...] | None, scale: float, unit: str) -> str:
-    if quantiles is None:
-        return f"{'-':>10}{'-':>9}"
-    digits = 1 if scale > 1 else 2
-    middle, high = (f"{value * scale:.{digits}f} {unit}" for value in quantiles[:2])
-    return f"{middle:>10}{high:>9}"
+def cached_share(outcome: Outcome) -> float:
+    """Prompt tokens found cached, of all prompt tokens that came."""
+    return int(outcome.cached_tokens.sum()) / max(1, int(outcome.input_tokens.sum()))
 
 
-def _busy(outcome: Outcome) -> str:
-    shares = [100 * r.busy_s / outcome.end_s for r in outcome.replicas if outcome.end_s > 0]
-    if not shares:
-        return "-"
-    return f"{min(shares):.0f}–{max(shares):.0f} %"
+def busy_text(busy_s: Sequence[float], end_s: float) -> str:
+    """The least and the most busy replica, as `41–87 %`."""
+    shares = [100 * one / end_s for one in busy_s if end_s > 0]
+    return f"{min(shares):.0f}–{max(shares):.0f} %" if shares else text.NOTHING
+
+
+def _pair(quantiles: tuple[float, ...] | None, write: Write) -> str:
+    middle, high = (None, None) if quantiles is None else quantiles[:2]
+    return f"{write(middle):>10}{write(high):>9}"

@@ -136,8 +136,12 @@ class Scheduler:
         self._blocked = None
         return sorted(everybody, key=lambda seq: seq.arrival)
 
+    def left(self, seq: Sequence) -> int:
+        """Tokens that a sequence has to compute as things stand."""
+        return seq.length - self._hit_units(seq) * self._unit_tokens
+
     def _queue(self, seq: Sequence) -> int:
-        left = seq.length - self._hit_units(seq) * self._unit_tokens
+        left = self.left(seq)
         self.waiting.add(seq, left)
         return left
 

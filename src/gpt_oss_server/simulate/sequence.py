@@ -23,6 +23,7 @@ class Sequence:
         "cached_tokens",
         "computed",
         "done_at",
+        "expected_tokens",
         "finish_s",
         "first_token_s",
         "generated",
@@ -30,15 +31,19 @@ class Sequence:
         "index",
         "input_tokens",
         "key",
+        "lag_s",
         "length",
         "output_tokens",
         "phase",
         "preemptions",
         "published",
+        "queued_s",
         "shares",
         "size_class",
         "state",
         "tail_units",
+        "ticket",
+        "told_preemptions",
         "units",
         "waits_tokens",
         "waits_work_s",
@@ -77,6 +82,13 @@ class Sequence:
         self.waits_work_s = 0.0
         self.cached_tokens = -1
         self.preemptions = 0
+        # In a pipeline: when it came to the engine, how much later than others its step is.
+        self.queued_s = 0.0
+        self.lag_s = 0.0
+        # Of its admission: under which number, output that counts as reserved, what was told.
+        self.ticket = 0
+        self.expected_tokens = 0
+        self.told_preemptions = 0
         self.attempts = 0
         self.first_token_s = -1.0
         self.finish_s = -1.0

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from gpt_oss_server.errors import ConfigError
-from gpt_oss_server.simulate.outcome import Outcome
+from gpt_oss_server.simulate.outcome import Ints, Outcome
 
 
 @dataclass(frozen=True)
@@ -83,25 +84,23 @@ QUANTILES = (50, 95, 99)
 
 def judge(outcome: Outcome, slo: Slo) -> SloReport:
     """Hold an outcome against a promise. Classes without requests are met."""
-    tokens = outcome.input_tokens
     served = outcome.served
     tpot = outcome.tpot_s
-    low = 0.0
+    places = class_places(outcome, slo)
+    good = kept(outcome, slo)
     reports: list[ClassReport] = []
-    for one in slo.classes:
-        mine = (tokens > low) & (tokens <= one.up_to_tokens)
-        good = mine & served & (outcome.ttft_s <= one.ttft_s) & (tpot <= one.tpot_s)
+    for place, one in enumerate(slo.classes):
+        mine = places == place
         reports.append(
             ClassReport(
                 one.name,
                 int(mine.sum()),
-                int(good.sum()),
+                int((mine & good).sum()),
                 _quantiles(outcome.ttft_s, mine & served),
                 _quantiles(tpot, mine & served),
                 _quantiles(outcome.e2e_s, mine & served),
             )
         )
-        low = one.up_to_tokens
     met = sum(report.met for report in reports)
     span_s = outcome.span_s
     return SloReport(
@@ -109,6 +108,21 @@ def judge(outcome: Outcome, slo: Slo) -> SloReport:
         met / span_s if span_s > 0 else 0.0,
         all(report.share_met >= slo.share for report in reports),
     )
+
+
+def class_places(outcome: Outcome, slo: Slo) -> Ints:
+    """Each request's class, by its place in `slo.classes`."""
+    bounds = [one.up_to_tokens for one in slo.classes]
+    return np.searchsorted(bounds, outcome.input_tokens, side="left")
+
+
+def kept(outcome: Outcome, slo: Slo) -> npt.NDArray[np.bool_]:
+    """Which requests were served as their class was promised."""
+    places = class_places(outcome, slo)
+    ttft_s = np.array([one.ttft_s for one in slo.classes])[places]
+    tpot_s = np.array([one.tpot_s for one in slo.classes])[places]
+    in_time = (outcome.ttft_s <= ttft_s) & (outcome.tpot_s <= tpot_s)
+    return np.asarray(outcome.served & in_time)
 
 
 def _quantiles(values: np.ndarray, chosen: np.ndarray) -> tuple[float, ...] | None:

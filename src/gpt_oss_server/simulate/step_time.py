@@ -14,10 +14,13 @@ from gpt_oss_server.simulate.cost import TABLE_TOKENS, Efficiency, ReplicaCost, 
 
 class StepTime:
     """`base[T]` for T ≤ `TABLE_TOKENS`, else `far_s + T · far_s_per_token`; `sequence_s` per
-    sequence, `kv_s` per cached token; the rest by method."""
+    sequence, `kv_s` per cached token, `chunk_s` per chunk of a prompt; the rest by method.
+    `efficiency` is what was folded in."""
 
     __slots__ = (
         "base",
+        "chunk_s",
+        "efficiency",
         "even_tokens",
         "far_s",
         "far_s_per_token",
@@ -31,20 +34,23 @@ class StepTime:
     )
 
     def __init__(self, cost: ReplicaCost, efficiency: Efficiency) -> None:
+        self.efficiency = efficiency
         gpu = cost.gpu
-        second = efficiency.seconds(Terms(memory_s=1.0), gpu)
+        cache = efficiency.seconds(Terms(cache_s=1.0), gpu)
         compute = efficiency.seconds(Terms(compute_s=1.0), gpu)
+        attention = efficiency.seconds(Terms(attention_s=1.0), gpu)
         self.base = [
             efficiency.seconds(cost.base(tokens, 0), gpu) for tokens in range(TABLE_TOKENS + 1)
         ]
         self.far_s_per_token = efficiency.seconds(Terms(link_s=cost.link_s_per_token), gpu)
         self.sequence_s = efficiency.sequence_s
         self.far_s = self.base[TABLE_TOKENS] - TABLE_TOKENS * self.far_s_per_token
-        self.kv_s = cost.kv_s_per_token * second
-        self.windows = tuple((window, s * second) for window, s in cost.kv_windows)
+        self.kv_s = cost.kv_s_per_token * cache
+        self.windows = tuple((window, s * cache) for window, s in cost.kv_windows)
+        self.chunk_s = efficiency.chunk_s
         self.linear_s = cost.linear_s * compute
-        self.pair_s = cost.pair_s * compute
-        self.pair_windows = tuple((window, s * compute) for window, s in cost.pair_windows)
+        self.pair_s = cost.pair_s * attention
+        self.pair_windows = tuple((window, s * attention) for window, s in cost.pair_windows)
         self.first_token_s = efficiency.first_token_s
         self.even_tokens = cost.model.even_tokens()
 
@@ -62,8 +68,9 @@ class StepTime:
         return total
 
     def prefill_s(self, tokens: int, context: int) -> float:
-        """Prefill operations of `tokens` tokens after `context` others."""
-        seconds = tokens * (self.linear_s + self.pair_s * (context + 0.5 * tokens))
+        """A chunk of `tokens` prompt tokens after `context` others: its operations, and what any
+        chunk adds."""
+        seconds = self.chunk_s + tokens * (self.linear_s + self.pair_s * (context + 0.5 * tokens))
         end = context + tokens
         for window, pair_s in self.pair_windows:
             if context >= window:

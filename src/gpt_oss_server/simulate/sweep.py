@@ -6,16 +6,19 @@ Knows: load factors, the knee, the clairvoyant bound. Does not know: what a poli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.routing.policies.view import RankingPolicy
 from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.fleet import Fleet
+from gpt_oss_server.simulate.fleet import Failure, Fleet
 from gpt_oss_server.simulate.slo import Slo, SloReport, judge
 from gpt_oss_server.simulate.workload import Workload
 
 MakePolicy = Callable[[], RankingPolicy]
+Progress = Callable[[float, int, int], None]
+"""Told (load factor that is tried, requests that came, all) now and then."""
 FIRST_STRIDE = 1.35
 LEAST_FACTOR = 1e-3
 
@@ -51,11 +54,23 @@ def load_point(
     factor: float,
     *,
     clairvoyant: bool = False,
+    failures: Sequence[Failure] = (),
+    view_age_s: float = 0.0,
+    progress: Progress | None = None,
 ) -> LoadPoint:
     """Play the workload `factor` times as fast, with a policy that remembers nothing of other
-    loads."""
+    loads. A failure comes at the same request at any load, and lasts as long."""
     faster = workload.at_load(factor)
-    outcome = simulate(faster, fleet, make(), slo=slo, clairvoyant=clairvoyant)
+    outcome = simulate(
+        faster,
+        fleet,
+        make(),
+        slo=slo,
+        clairvoyant=clairvoyant,
+        failures=[replace(failure, at_s=failure.at_s / factor) for failure in failures],
+        view_age_s=view_age_s,
+        progress=None if progress is None else partial(progress, factor),
+    )
     return LoadPoint(factor, faster.requests_per_s, judge(outcome, slo))
 
 
@@ -68,6 +83,9 @@ def capacity(
     start: float = 1.0,
     tolerance: float = 0.03,
     clairvoyant: bool = False,
+    failures: Sequence[Failure] = (),
+    view_age_s: float = 0.0,
+    progress: Progress | None = None,
 ) -> Capacity:
     """Find the knee: stride by a third from `start` until one load is borne and one is not, then
     halve the (logarithmic) gap until it is within `tolerance`.
@@ -82,7 +100,17 @@ def capacity(
     tried: list[LoadPoint] = []
     factor = start
     while factor > LEAST_FACTOR * start:
-        point = load_point(workload, fleet, make, slo, factor, clairvoyant=clairvoyant)
+        point = load_point(
+            workload,
+            fleet,
+            make,
+            slo,
+            factor,
+            clairvoyant=clairvoyant,
+            failures=failures,
+            view_age_s=view_age_s,
+            progress=progress,
+        )
         tried.append(point)
         if point.report.met:
             borne = point

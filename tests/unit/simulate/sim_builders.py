@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from gpt_oss_server.doctor.published import PUBLISHED
 from gpt_oss_server.simulate.cost import Efficiency, model_cost
 from gpt_oss_server.simulate.gpu_types import GpuType, gpu_type
@@ -18,16 +16,13 @@ PLAIN = Efficiency(1.0, 0.0, 0.0, 1.0, 1.0, 0.0)
 
 
 def replica(
-    blocks: int | None = None, tp: int = 1, gpu: str = "h100", **settings: object
+    blocks: int | None = None, tp: int = 1, gpu: str = "h100", pp: int = 1, **settings: object
 ) -> Replica:
-    """gpt-oss-120b on `tp` GPUs, with a pool of `blocks` blocks if given."""
+    """gpt-oss-120b on `tp · pp` GPUs, with a pool of `blocks` blocks if given."""
     limits = EngineSettings(**settings)  # type: ignore[arg-type]
-    shape = Shape(gpu_type(gpu), tp)
+    shape = Shape(gpu_type(gpu), tp, pp)
     whole = lay_out(PUBLISHED["openai/gpt-oss-120b"], MODEL_120B, shape, limits, Efficiency())
-    if blocks is None:
-        return whole
-    tokens = blocks * limits.block_size
-    return replace(whole, kv_blocks=blocks, longest_tokens=min(tokens, whole.longest_tokens))
+    return whole if blocks is None else whole.with_blocks(blocks)
 
 
 def workload(*rows: tuple[float, int, int]) -> Workload:

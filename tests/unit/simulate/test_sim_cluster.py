@@ -106,7 +106,7 @@ def test_a_request_survives_a_death_before_its_first_token() -> None:
 
 def test_dropped_where_every_queue_is_full() -> None:
     """With one place in the queue the third of three at once is turned away."""
-    fleet = Fleet((Pool(replica(max_waiting=2), 1),))
+    fleet = Fleet((Pool(replica(max_waiting=2, admission="engine"), 1),))
     found = simulate(workload(*[(0.0, 100, 10)] * 3), fleet, policy("round_robin"))
     assert found.ended.tolist() == [0, 0, 2]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,11 +46,134 @@ def test_json_holds_inputs_and_figures(tmp_path: Path, capsys: pytest.CaptureFix
     assert written["inputs"]["pools"] == "2xtp1+1xtp2"
     assert written["inputs"]["seed"] == 0
     assert written["inputs"]["slo"]["classes"][1]["up_to_tokens"] is None
+    assert [pool["replicas"] for pool in written["inputs"]["fleet"]["pools"]] == [2, 1]
+    assert written["inputs"]["fleet"]["pools"][0]["gpu"]["bandwidth_bytes_s"] == 3.35e12
+    assert written["inputs"]["fleet"]["pools"][0]["efficiency"]["overhead"] > 0
+    assert written["inputs"]["calibrated"] is None
+    assert written["command"] == (
+        "gpt-oss-server simulate --pools 2xtp1+1xtp2 --workload chat --rate 4.0 --duration 20.0"
+    )
+    assert set(written["versions"]) == {"gpt-oss-server", "Python", "numpy"}
     figures = written["policies"]["earliest_completion"]
     assert figures["requests"]["served"] == written["workload"]["requests"] > 50
     assert sum(replica["requests"] for replica in figures["replicas"]) > 50
     status, out, _ = simulate(capsys, *QUICK, "--json", "-")
     assert (status, json.loads(out)["policies"]) == (0, written["policies"])
+
+
+def test_the_command_that_is_written_repeats_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flags of all kinds come back: the same digest, the same figures."""
+    path = tmp_path / "a b.csv"
+    path.write_text(
+        "arrival_s,input_tokens,output_tokens\n" + "".join(f"{n},900,90\n" for n in range(40))
+    )
+    argv = (
+        *("--workload", str(path), "--pools", "2xtp1", "--policy", "random", "--seed", "3"),
+        *("--policy", "least_request", "--fail", "1@5+10", "--fail", "0@30", "--max-waiting", "9"),
+        *("--sample-every", "0.5", "--load", "2.0"),
+    )
+    first = json.loads(simulate(capsys, *argv, "--json", "-")[1])
+    words = shlex.split(first["command"])
+    assert words[:2] == ["gpt-oss-server", "simulate"]
+    assert json.loads(simulate(capsys, *words[2:], "--json", "-")[1]) == first
+
+
+def test_failures_come_when_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """The only replica is down for a while: what comes then fails, what comes later is served."""
+    argv = ("--workload", "chat", "--rate", "2", "--duration", "60", "--json", "-")
+    whole = json.loads(simulate(capsys, *argv, "--fail", "0@20+20")[1])
+    figures = whole["policies"]["earliest_completion"]
+    assert whole["inputs"]["fleet"]["failures"] == [{"replica": 0, "at_s": 20.0, "for_s": 20.0}]
+    failed = figures["ends"]["counts"]["failed"]
+    moments = [figures["ends"]["bin_s"] * (place + 1) for place, n in enumerate(failed) if n]
+    assert figures["requests"]["failed"] == sum(failed) > 20
+    assert moments[0] > 10
+    assert moments[-1] < 42
+    for_good = json.loads(simulate(capsys, *argv, "--fail", "0@20")[1])
+    assert for_good["inputs"]["fleet"]["failures"][0]["for_s"] is None
+    lost = for_good["policies"]["earliest_completion"]["requests"]["failed"]
+    assert lost > figures["requests"]["failed"]
+
+
+def test_clients_of_a_closed_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    """No more requests at a time than clients: the head says so, and it takes its time."""
+    status, out, _ = simulate(capsys, *QUICK, "--clients", "1", "--sample-every", "1")
+    assert (status, out.splitlines()[0].endswith(", one at a time")) == (0, True)
+    found = json.loads(simulate(capsys, *QUICK, "--clients", "1", "--json", "-")[1])
+    figures = found["policies"]["earliest_completion"]
+    assert figures["end_s"] == pytest.approx(sum_of_e2e(found), rel=0.05)
+    assert max(figures["samples"]["waiting_most"]) <= 1
+
+
+def sum_of_e2e(found: dict[str, Any]) -> float:
+    """About the time that all requests take one after the other: means from curves."""
+    curves = found["policies"]["earliest_completion"]["curves"]
+    classes = found["policies"]["earliest_completion"]["classes"]
+    return sum(one["requests"] * sum(curves[one["name"]]["e2e_s"][:101]) / 101 for one in classes)
+
+
+def test_looking_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """How often the fleet is sampled is seen in the samples alone."""
+    runs = [
+        json.loads(simulate(capsys, *QUICK, "--json", "-", "--sample-every", every)[1])
+        for every in ("0.1", "5")
+    ]
+    often, seldom = (run["policies"]["earliest_completion"] for run in runs)
+    assert often.pop("samples")["bin_s"] < seldom.pop("samples")["bin_s"]
+    assert often == seldom
+
+
+def test_sweep_points_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every load tried, by load; the knee is the largest that is borne below one that is not."""
+    argv = ("--workload", "chat", "--rate", "10", "--duration", "10", "--sweep", "--json", "-")
+    figures = json.loads(simulate(capsys, *argv)[1])["policies"]["earliest_completion"]
+    points = figures["sweep"]["points"]
+    assert [p["factor"] for p in points] == sorted(p["factor"] for p in points)
+    (knee,) = [p for p in points if p["factor"] == figures["sweep"]["knee_factor"]]
+    assert (knee["met"], knee["requests_per_s"]) == (True, figures["capacity_per_s"])
+    assert all(share >= 0.95 for share in knee["share_met"].values())
+    assert any(not p["met"] for p in points)
+
+
+def test_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mix is made anew with the next seeds; of a record, variants are drawn."""
+    seeds = [
+        json.loads(simulate(capsys, *QUICK, "--seed", seed, "--json", "-")[1])["policies"]
+        for seed in ("5", "6")
+    ]
+    goodputs = [found["earliest_completion"]["goodput_per_s"] for found in seeds]
+    status, out, _ = simulate(capsys, *QUICK, "--seed", "5", "--seeds", "2")
+    assert status == 0
+    assert "over 2 draws of the mix:" in out.splitlines()
+    assert out.splitlines()[-1].startswith(
+        f"earliest_completion: goodput {sum(goodputs) / 2:.2f}/s ("
+    )
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "arrival_s,input_tokens,output_tokens\n" + "".join(f"{n},{n + 9},9\n" for n in range(40))
+    )
+    found = json.loads(simulate(capsys, "--workload", str(path), "--seeds", "3", "--json", "-")[1])
+    repeats = found["policies"]["earliest_completion"]["repeats"]
+    assert (repeats["runs"], repeats["independent"]) == (3, False)
+
+
+def test_the_page_has_the_terminal_s_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every figure of the terminal's table is in the page's, text for text."""
+    path = tmp_path / "page.html"
+    status, out, _ = simulate(capsys, *QUICK, "--html", str(path))
+    assert status == 0
+    html = path.read_text(encoding="utf-8")
+    cells = re.findall(r"<data [^>]*>([^<]*)</data>", html)
+    for line in out.splitlines()[2:4]:
+        figures = re.findall(r"\d[\d.]* (?:s|ms|%)", line)
+        assert len(figures) == 7
+        assert set(figures) <= set(cells), line
+    status, stdout, _ = simulate(capsys, *QUICK, "--html", "-")
+    assert (status, stdout) == (0, html)
 
 
 def test_what_is_wrong_with_the_input_is_said(
@@ -87,6 +213,14 @@ def test_a_sweep_finds_the_load_that_is_borne(capsys: pytest.CaptureFixture[str]
         (["--workload", "none.csv"], 1, "cannot read none.csv: No such file or directory"),
         (["--load", "0"], 2, "a load factor must be above 0"),
         (["--rate", "0"], 2, "a workload needs requests_per_s > 0"),
+        (["--fail", "one@5"], 2, "--fail one@5: write REPLICA@AT or REPLICA@AT+FOR, in seconds"),
+        (["--fail", "1@5"], 2, "no replica 1: the fleet has 1"),
+        (["--clients", "0"], 2, "--clients must be at least 1, not 0"),
+        (["--clients", "2", "--sweep"], 2, "--sweep varies how fast requests come; with --clients"),
+        (["--seeds", "0"], 2, "--seeds must be at least 1, not 0"),
+        (["--sample-every", "0"], 2, "--sample-every must be above 0, not 0"),
+        (["--json", "-", "--html", "-"], 2, "only one of --json and --html can go to stdout"),
+        (["--html", "/nowhere/x.html", *QUICK], 1, "cannot write /nowhere/x.html: "),
         (["--json", "/nowhere/x.json", *QUICK], 1, "cannot write /nowhere/x.json"),
     ],
 )

@@ -37,8 +37,8 @@ def test_bytes_of_a_decode_step() -> None:
 def test_kv_bytes_and_windows() -> None:
     """36,864 bytes per token in full layers; in the others the same up to 128 tokens."""
     cost = ReplicaCost(MODEL_120B, PLAIN_GPU)
-    assert cost.cache(1000).memory_s == pytest.approx(36_864 * (1000 + 128) / 1e12)
-    assert cost.cache(100, 3).memory_s == pytest.approx(3 * 36_864 * 200 / 1e12)
+    assert cost.cache(1000).cache_s == pytest.approx(36_864 * (1000 + 128) / 1e12)
+    assert cost.cache(100, 3).cache_s == pytest.approx(3 * 36_864 * 200 / 1e12)
 
 
 def test_prefill_operations() -> None:
@@ -49,9 +49,12 @@ def test_prefill_operations() -> None:
     pairs = tokens * (context + tokens / 2)
     operations = 2 * MODEL_120B.multiplied_params * tokens
     operations += 18 * 16_384 * (pairs + 128 * tokens)
-    assert cost.prefill(tokens, context).compute_s == pytest.approx(operations / 2e14, rel=1e-12)
+    assert cost.prefill_s(tokens, context) == pytest.approx(operations / 2e14, rel=1e-12)
+    parts = cost.prefill(tokens, context)
+    assert parts.compute_s == pytest.approx(2 * MODEL_120B.multiplied_params * tokens / 2e14)
+    assert parts.compute_s + parts.attention_s == cost.prefill_s(tokens, context)
     # From the start of a prompt the first 128 tokens see fewer: 128²/2 pairs.
-    start = cost.prefill(200).compute_s - 200 * cost.linear_s - cost.pair_s * 200 * 100
+    start = cost.prefill_s(200, 0) - 200 * cost.linear_s - cost.pair_s * 200 * 100
     assert start == pytest.approx(18 * 16_384 * (128 * 64 + 72 * 128) / 2e14, rel=1e-9)
     assert MODEL_120B.multiplied_params == pytest.approx(4.554e9, rel=1e-3)
 

@@ -203,8 +203,8 @@ def test_what_a_dispatcher_sees() -> None:
 
 def test_a_full_queue_and_one_who_waited_too_long() -> None:
     """The queue's bounds: a place refused, a wait given up."""
-    machine = replica(max_num_seqs=1, max_batch_tokens=512, max_waiting=2, max_wait_s=0.5)
-    engine = Engine(machine)
+    machine = replica(max_num_seqs=1, max_batch_tokens=512)
+    engine = Engine(machine, max_waiting=2, max_wait_s=0.5)
     assert engine.enqueue(Sequence(0, 0.0, 100, 500), 0.0)
     engine.step()
     assert engine.enqueue(Sequence(1, 0.1, 100, 5), 0.1)

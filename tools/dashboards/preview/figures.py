@@ -9,6 +9,8 @@ import math
 
 from tools.dashboards.panels import Unit
 
+from gpt_oss_server.simulate.html.scales import round_marks
+
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 _ENDINGS = {
@@ -64,10 +66,7 @@ def marks(top: float, unit: Unit = "short", count: int = 4) -> list[float]:
     if unit == "bytes":
         size = next((size for size, _ in _BINARY if top >= size), 1.0)
         return [size * mark for mark in marks(top / size, count=count)]
-    rough = top / count
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * 0.999)
-    return [step * n for n in range(math.ceil(top / step - 1e-9) + 1)]
+    return round_marks(top, count)
 
 
 def log_marks(low: float, high: float) -> list[float]:

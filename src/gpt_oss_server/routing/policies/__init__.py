@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from gpt_oss_server.errors import ConfigError
+from gpt_oss_server.routing.config import RoutingConfig, with_overrides
 from gpt_oss_server.routing.policies.caching import NewTokensTimesBatch, PrefixAffinity
 from gpt_oss_server.routing.policies.completion import EarliestCompletion
 from gpt_oss_server.routing.policies.counting import (
@@ -31,7 +32,8 @@ from gpt_oss_server.routing.policies.view import (
 )
 
 Settings = Mapping[str, int]
-"""What a policy may be made with: `seed`, and `kv_bytes_per_token` of the model."""
+"""What a policy may be made with: `seed`, `kv_bytes_per_token` of the model where pools say nothing
+of their memory, and the thresholds of `RoutingConfig` by their names."""
 
 POLICIES: Mapping[str, Callable[[Settings], RankingPolicy]] = MappingProxyType(
     {
@@ -43,10 +45,18 @@ POLICIES: Mapping[str, Callable[[Settings], RankingPolicy]] = MappingProxyType(
         "prefix_affinity": lambda _: PrefixAffinity(),
         "new_tokens_times_batch": lambda _: NewTokensTimesBatch(),
         "length_ranges": lambda _: LengthRanges(),
-        "triggers": lambda settings: Triggers(settings.get("kv_bytes_per_token", 0)),
+        "triggers": lambda settings: Triggers(
+            settings.get("kv_bytes_per_token", 0), _thresholds(settings)
+        ),
         "earliest_completion": lambda _: EarliestCompletion(),
     }
 )
+
+
+def _thresholds(settings: Settings) -> RoutingConfig:
+    known = RoutingConfig.__struct_fields__
+    given = {name: value for name, value in settings.items() if name in known}
+    return with_overrides(RoutingConfig(), given)
 
 
 def policy(name: str, settings: Settings | None = None) -> RankingPolicy:

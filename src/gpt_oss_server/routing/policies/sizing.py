@@ -1,15 +1,29 @@
 """Policies that send requests to pools by their size alone.
 
-Knows: length ranges, the R1 triggers. Does not know: caches, speeds, SLOs.
+Knows: length ranges, the R1 triggers (through `routing.decide`). Does not know: caches, speeds,
+SLOs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpt_oss_server.facts import Decision
+from gpt_oss_server.memory.kv import estimator_of_pools
 from gpt_oss_server.routing.config import RoutingConfig
-from gpt_oss_server.routing.policies.view import Ask, Ranked, ReplicaState, able, by_score
-from gpt_oss_server.routing.triggers import fired_triggers
+from gpt_oss_server.routing.decide import TriggerPolicy
+from gpt_oss_server.routing.policies.deciding import fleet_view, request_facts
+from gpt_oss_server.routing.policies.view import (
+    Ask,
+    DeviceMemory,
+    PoolFacts,
+    PoolMemory,
+    Ranked,
+    ReplicaState,
+    able,
+    by_score,
+)
+from gpt_oss_server.types import KvGroupInfo
 
 _OTHER_POOL = 1e6
 
@@ -40,28 +54,37 @@ class LengthRanges:
 
 
 class Triggers:
-    """The R1 triggers over pools: what fires one belongs to several GPUs, the rest to single ones;
-    within a pool those with room first, then by load in tokens relative to capacity (the order of
-    `routing.decide.rank`)."""
+    """The R1 triggers over pools: what fires one belongs to several GPUs, the rest to single ones.
+    The decision is `routing.decide.TriggerPolicy`'s own, from facts and a view as a live server
+    makes them; the ranking is the decision's. With `kv_bytes_per_token` pools that say nothing of
+    their memory count as if all of it were KV."""
 
     name = "triggers"
 
-    def __init__(self, kv_bytes_per_token: int, config: RoutingConfig | None = None) -> None:
-        self._bytes = kv_bytes_per_token
-        self._config = config or RoutingConfig()
+    def __init__(self, kv_bytes_per_token: int = 0, config: RoutingConfig | None = None) -> None:
+        self._token_bytes = max(1, kv_bytes_per_token)
+        self._policy = TriggerPolicy(config or RoutingConfig())
 
     def rank(self, ask: Ask, replicas: Sequence[ReplicaState]) -> list[Ranked]:
-        fit = [r for r in replicas if able(ask, r)]
-        if not fit:
-            return []
-        need = ask.input_tokens + (ask.max_output_tokens or int(ask.expected_output_tokens))
-        pressure = max(1.0 - r.kv_free_tokens / r.pool.kv_tokens for r in fit)
-        predicted = need * self._bytes
-        fired = fired_triggers(self._config, ask.input_tokens, predicted, pressure)
-        scored = []
-        for replica in fit:
-            other = bool(fired) is not (replica.pool.gpus > 1)
-            full = replica.kv_free_tokens < need
-            load = replica.assigned_tokens / replica.pool.kv_tokens
-            scored.append(Ranked(_OTHER_POOL * (2 * other + full) + load, replica.id))
-        return by_score(scored)
+        fit = {replica.id for replica in replicas if able(ask, replica)}
+        chosen = [one.id for one in self.decide(ask, replicas).ranking if one.id in fit]
+        return [Ranked(float(place), name) for place, name in enumerate(chosen)]
+
+    def decide(self, ask: Ask, replicas: Sequence[ReplicaState]) -> Decision:
+        """Where the request belongs, and why, as a live server would record it."""
+        memories = {replica.pool.name: self._memory(replica.pool) for replica in replicas}
+        return self._policy.decide(
+            request_facts(ask, memories), fleet_view(ask, replicas, memories)
+        )
+
+    def _memory(self, pool: PoolFacts) -> PoolMemory:
+        if pool.memory is not None:
+            return pool.memory
+        size = pool.kv_tokens * self._token_bytes
+        cache = KvGroupInfo("full", 1, None, pool.kv_tokens, self._token_bytes)
+        return PoolMemory(
+            kv=estimator_of_pools((cache,), 1),
+            kv_capacity_bytes=size,
+            context_tokens=pool.longest_tokens,
+            devices=(DeviceMemory(total_bytes=size, token_bytes=self._token_bytes),),
+        )

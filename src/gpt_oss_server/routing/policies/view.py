@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from gpt_oss_server.memory.kv import KvEstimator
+
 
 class Speed(Protocol):
     """How fast a pool's replicas are. Calibrated; see `simulate.step_time.StepTime`."""
@@ -35,10 +37,37 @@ class Speed(Protocol):
         ...
 
 
+class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What one GPU of a replica holds, in bytes: all of it, weights, the activations' peak, its
+    part of the KV pools; of these each token of a sequence takes `token_bytes`, and each sequence,
+    in layers with a window, up to `sequence_bytes`."""
+
+    total_bytes: int
+    weights_bytes: int = 0
+    activations_peak_bytes: int = 0
+    kv_pool_bytes: int = 0
+    token_bytes: int
+    sequence_bytes: int = 0
+
+
+class PoolMemory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What replicas of a pool say of their memory. `kv` estimates a request's KV over all ranks, of
+    `kv_capacity_bytes`; `context_tokens` is the longest prompt and answer that the API lets in,
+    `open_tokens` the longest answer where the client leaves that open (None: what the context has
+    room for)."""
+
+    kv: KvEstimator
+    kv_capacity_bytes: int
+    context_tokens: int
+    open_tokens: int | None = None
+    devices: tuple[DeviceMemory, ...]
+
+
 class PoolFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Replicas of one shape. `kv_tokens` is what one's cache holds, `longest_tokens` the longest
     sequence; `step_prefill_s` is the pure prefill time of a step full of it; `shortest_first`
-    whether waiting prompts are computed shortest first."""
+    whether waiting prompts are computed shortest first; `memory`, where it is known, how bytes
+    follow from tokens."""
 
     name: str
     gpus: int
@@ -48,6 +77,7 @@ class PoolFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     step_prefill_s: float
     max_num_seqs: int
     shortest_first: bool = True
+    memory: PoolMemory | None = None
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -70,7 +100,8 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `decoding` sequences hold `context_tokens`; `waiting` others have `waiting_tokens` of prompt
     left to compute, which takes `waiting_work_s[c]` seconds of pure prefill for those that had
     2^(c−1) … 2^c − 1 tokens to compute; `prefill_share` is the share of the last ten seconds or so
-    that prefill added to its steps. `in_flight` and `assigned_tokens` count requests, and
+    that prefill added to its steps. `kv_reserved_tokens` is what its admission holds, in use or
+    not. `in_flight` and `assigned_tokens` count requests, and
     prompt plus expected output, of all that was sent there and is not over. `cached_tokens` is
     how much of the asking prompt is in its prefix cache.
     """
@@ -83,6 +114,7 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     waiting_tokens: int = 0
     waiting_work_s: Sequence[float] = ()
     kv_free_tokens: int = 0
+    kv_reserved_tokens: int = 0
     prefill_share: float = 0.0
     in_flight: int = 0
     assigned_tokens: float = 0.0

@@ -1,0 +1,288 @@
+"""What the simulator's commands read alike from their flags: model, GPUs, engine, workload, SLO.
+
+Knows: the flags that `simulate`, `plan` and `calibrate` share, and what each becomes. Does not
+know: what is done with it. Everything heavy is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt_oss_server.errors import ConfigError, StartupError
+
+if TYPE_CHECKING:
+    from gpt_oss_server.simulate.calibrate.calibration_file import Calibration
+    from gpt_oss_server.simulate.cost import Efficiency, ModelCost
+    from gpt_oss_server.simulate.fleet import Fleet
+    from gpt_oss_server.simulate.gpu_types import GpuType
+    from gpt_oss_server.simulate.layout import EngineSettings, Replica, Shape
+    from gpt_oss_server.simulate.slo import Slo
+    from gpt_oss_server.simulate.workload import Workload
+
+DEFAULT_SLO = "2048:2:0.05,inf:10:0.05"
+DEFAULT_MODEL = "120b"
+DEFAULT_GPU = "h100"
+MIX_NAMES = "chat, turns, agents, documents, reasoning, long, mixed"
+
+Arguments = Mapping[str, object]
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model, and the calibration that it may come from."""
+    parser.add_argument(
+        "--model",
+        help=f"20b, 120b, a hub id or a folder (default: {DEFAULT_MODEL}, or the calibrated one)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="what `gpt-oss-server calibrate` wrote: replicas like the server that it measured",
+    )
+
+
+def add_workload(parser: argparse.ArgumentParser) -> None:
+    """What is played, how fast, and the seed of what is made."""
+    add = parser.add_argument
+    add(
+        "--workload",
+        default="mixed",
+        metavar="FILE|MIX",
+        help=f"a trace or log (CSV, JSON lines, parquet), or {MIX_NAMES} (default: mixed)",
+    )
+    add("--rate", type=float, default=2.0, help="requests per second of a mix (default: 2)")
+    add("--duration", type=float, default=600.0, help="seconds of a mix (default: 600)")
+    add("--load", type=float, default=1.0, help="play it so many times as fast (default: 1)")
+    add("--seed", type=int, default=0, help="of mixes and random policies (default: 0)")
+
+
+def add_promises(parser: argparse.ArgumentParser) -> None:
+    """What requests are promised, by the length of their prompt."""
+    parser.add_argument(
+        "--slo", default=DEFAULT_SLO, help=f"TOKENS:TTFT_S:TPOT_S,… (default: {DEFAULT_SLO})"
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """The limits of every replica's engine."""
+    add = parser.add_argument
+    add("--max-num-seqs", type=int, default=256, help="sequences per replica (default: 256)")
+    add("--max-batch-tokens", type=int, default=8192, help="tokens per step (default: 8192)")
+    add("--prefill-order", choices=("shortest", "fcfs"), default="shortest", help="in the engine")
+    add(
+        "--admission",
+        choices=("reserve", "engine"),
+        default="reserve",
+        help="reserve: KV is reserved before the engine, as this server does (default); "
+        "engine: requests queue in the engine, as in most others",
+    )
+    add(
+        "--max-waiting",
+        type=int,
+        metavar="N",
+        help="requests that may wait per replica (default: 256; with engine any)",
+    )
+    add(
+        "--max-wait-s",
+        type=float,
+        metavar="S",
+        help="longest wait for a place (default: 30; with engine any)",
+    )
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """The model that is simulated: its name, the content of its config.json, and what it costs."""
+
+    name: str
+    config: Mapping[str, Any]
+    cost: ModelCost
+
+
+def calibration(arguments: Arguments) -> Calibration | None:
+    """The file of `--calibration`. Raises StartupError, and ConfigError for what is wrong in it."""
+    from gpt_oss_server.simulate.calibrate.calibration_file import parse_calibration
+
+    given = arguments.get("calibration")
+    if given is None:
+        return None
+    try:
+        text = Path(str(given)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise StartupError(f"cannot read {given}: {reason}") from error
+    return parse_calibration(str(given), text)
+
+
+def model_name(arguments: Arguments) -> str:
+    """What `--model` says, or the calibration, or the default."""
+    if arguments["model"] is not None:
+        return str(arguments["model"])
+    measured = calibration(arguments)
+    return DEFAULT_MODEL if measured is None else measured.model
+
+
+def simulated_model(arguments: Arguments) -> Simulated:
+    """The model that is meant. Raises StartupError where its config is not to be had."""
+    from gpt_oss_server.doctor.models import model_facts
+    from gpt_oss_server.simulate.cost import model_cost
+
+    facts = model_facts(model_name(arguments), os.environ)
+    return Simulated(facts.short_name, facts.config, model_cost(facts.config))
+
+
+def engine_settings(arguments: Arguments) -> EngineSettings:
+    """The engine's limits. Raises ConfigError."""
+    from gpt_oss_server.simulate.layout import EngineSettings
+
+    return EngineSettings(
+        max_num_seqs=integer(arguments, "max_num_seqs"),
+        max_batch_tokens=integer(arguments, "max_batch_tokens"),
+        prefill_order=str(arguments["prefill_order"]),
+        admission=str(arguments["admission"]),
+        max_waiting=optional_integer(arguments, "max_waiting"),
+        max_wait_s=optional_number(arguments, "max_wait_s"),
+    )
+
+
+def efficiency(arguments: Arguments) -> Efficiency:
+    """What of the nominal figures is attained (by a calibrated type of GPU)."""
+    from gpt_oss_server.simulate.cost import Efficiency
+
+    measured = calibration(arguments)
+    return Efficiency() if measured is None else measured.efficiency
+
+
+def default_gpu(arguments: Arguments) -> str | GpuType:
+    """The type of GPU where none is named: the calibrated one, else an H100."""
+    measured = calibration(arguments)
+    return DEFAULT_GPU if measured is None else measured.gpu
+
+
+LayOut = Callable[["Mapping[str, Any]", "ModelCost", "Shape", "EngineSettings"], "Replica"]
+
+
+def lay_out_of(arguments: Arguments) -> LayOut:
+    """How a model is laid out on a shape: as calibrated, else with the shipped efficiencies."""
+    from gpt_oss_server.simulate.cost import Efficiency
+    from gpt_oss_server.simulate.layout import lay_out
+
+    measured = calibration(arguments)
+    if measured is not None:
+        return measured.replica
+
+    def plain(
+        config: Mapping[str, Any], cost: ModelCost, shape: Shape, settings: EngineSettings
+    ) -> Replica:
+        return lay_out(config, cost, shape, settings, Efficiency())
+
+    return plain
+
+
+def fleet(arguments: Arguments, model: Simulated) -> Fleet:
+    """The fleet of `--pools`, on `--gpu` where a pool names none.
+
+    Raises ConfigError for what is not understood or cannot be split, DoesNotFit.
+    """
+    from gpt_oss_server.simulate.fleet import Fleet, Pool
+    from gpt_oss_server.simulate.fleet_text import parse_pools
+
+    given = arguments["gpu"]
+    gpu = default_gpu(arguments) if given is None else str(given)
+    shapes = parse_pools(str(arguments["pools"]), gpu)
+    settings, lay_out = engine_settings(arguments), lay_out_of(arguments)
+    return Fleet(
+        tuple(
+            Pool(lay_out(model.config, model.cost, shape, settings), count)
+            for shape, count in shapes
+        )
+    )
+
+
+def workload(arguments: Arguments) -> Workload:
+    """The file or mix of `--workload`, at `--load`. Raises StartupError, ConfigError."""
+    from gpt_oss_server.simulate.workload_files import read_workload
+    from gpt_oss_server.simulate.workload_made import MIXES, make_workload
+
+    name = str(arguments["workload"])
+    if name in MIXES:
+        made = make_workload(
+            name,
+            requests_per_s=number(arguments, "rate"),
+            duration_s=number(arguments, "duration"),
+            seed=integer(arguments, "seed"),
+        )
+    else:
+        path = Path(name)
+        if not path.suffix and not path.exists():
+            raise ConfigError(f"--workload {name}: no file, and no mix ({', '.join(MIXES)})")
+        made = read_workload(path)
+    return made.at_load(number(arguments, "load"))
+
+
+def promises(arguments: Arguments) -> Slo:
+    """The classes of `--slo`. Raises ConfigError."""
+    from gpt_oss_server.simulate.fleet_text import parse_slo
+    from gpt_oss_server.simulate.slo import Slo, SloClass
+
+    rows = parse_slo(str(arguments["slo"]))
+    labels = ("short", "long") if len(rows) == 2 else tuple(f"≤{row[0]:g}" for row in rows)
+    return Slo(tuple(SloClass(label, *row) for label, row in zip(labels, rows, strict=True)))
+
+
+def write_json(target: object, content: Mapping[str, Any]) -> None:
+    """To a file, to stdout (`-`) or (None) nowhere. Raises StartupError."""
+    if target is None:
+        return
+    write_text(target, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(target: object, text: str) -> None:
+    """To a file, or to stdout (`-`). Raises StartupError."""
+    if target == "-":
+        print(text, end="")
+        return
+    try:
+        Path(str(target)).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StartupError(f"cannot write {target}: {error.strerror}") from error
+
+
+def show_progress(done: int, total: int) -> None:
+    """A bar on stderr where that is a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return
+    filled = 40 * done // max(1, total)
+    end = "\r" if done < total else "\r\x1b[K"
+    print(f"[{'#' * filled}{' ' * (40 - filled)}] {done}/{total}", end=end, file=sys.stderr)
+
+
+def names(given: object) -> list[str]:
+    """A repeatable flag's values."""
+    return [str(name) for name in given] if isinstance(given, list) else []
+
+
+def integer(arguments: Arguments, name: str) -> int:
+    """A flag's whole number."""
+    return int(str(arguments[name]))
+
+
+def number(arguments: Arguments, name: str) -> float:
+    """A flag's number."""
+    return float(str(arguments[name]))
+
+
+def optional_integer(arguments: Arguments, name: str) -> int | None:
+    """A flag's whole number; None where it was not given."""
+    return None if arguments.get(name) is None else integer(arguments, name)
+
+
+def optional_number(arguments: Arguments, name: str) -> float | None:
+    """A flag's number; None where it was not given."""
+    return None if arguments.get(name) is None else number(arguments, name)

@@ -1,0 +1,168 @@
+"""`gpt-oss-server plan`: from flags to a layout, its file and its commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt_oss_server import cli
+
+QUICK = ("--workload", "chat", "--budget-s", "3", "--jobs", "1", "--seeds", "2")
+FEW = ("--policy", "earliest_completion", "--policy", "least_request")
+
+
+def plan(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr."""
+    status = cli.main(["plan", *argv])
+    return (status, *capsys.readouterr())
+
+
+def a_log(path: Path, requests: int = 60) -> Path:
+    """A request a second, in this project's own columns."""
+    rows = "".join(f"{i}.0,{500 + 40 * (i % 7)},{20 + i % 5}\n" for i in range(requests))
+    path.write_text(f"arrival_s,input_tokens,output_tokens\n{rows}")
+    return path
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, the budget is not used up: figures do not hang on it."""
+    monkeypatch.setattr("gpt_oss_server.commands.plan.time.monotonic", lambda: 0.0)
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_log_and_a_number_of_gpus_become_a_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it bears, what it does at its own pace, the fewest GPUs, the file, the commands; the
+    same again from the same inputs."""
+    log = a_log(tmp_path / "log.csv")
+    files = ("--yaml", str(tmp_path / "fleet.yaml"), "--json", str(tmp_path / "plan.json"))
+    argv = ("--gpus", "2@h100", "--current", "1xtp1", *QUICK, *FEW, "--workload", str(log), *files)
+    status, out, err = plan(capsys, *argv)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "gpt-oss-120b on 2 h100, log: 60 requests in 59 s (1.00/s)"
+    assert lines[1].startswith("  played: all of it, ")
+    assert any("← proposed" in line for line in lines)
+    assert any(
+        line.startswith("  What runs today, 1×tp1 with least_request, bears ") for line in lines
+    )
+    assert "At 1.00 requests/s (its own pace):" in lines
+    assert any(
+        line.startswith("Fewest GPUs that keep the promises at this pace, in what is played: 1 (")
+        for line in lines
+    )
+    assert any(line.startswith("  Does not fit: h100-tp2, ") for line in lines)
+    assert "  CUDA_VISIBLE_DEVICES=0 gpt-oss-server serve --model 120b --gpu-mode single" in out
+    fleet = yaml.safe_load((tmp_path / "fleet.yaml").read_text())
+    assert [(p["name"], p["gpu_mode"], p["replicas"]) for p in fleet["pools"]] == [
+        ("h100-tp1", "single", 2)
+    ]
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["fleet"] == fleet
+    assert written["proposed"]["layout"] == "2×h100-tp1"
+    assert written["proposed"]["bears_per_s"] > 5
+    assert written["fewest"]["gpus"] == 1
+    assert [one["gpus"] for one in written["at_rate"]][-1] == 1
+    assert written["cut"] == []
+    assert {one["shape"] for one in written["does_not_fit"]} == {"h100-tp2", "h100-tp1-pp2"}
+    costs = written["proposed"]["costs_at_that_load"]
+    assert costs["per_million_output"] == pytest.approx(
+        costs["gpu_hours_per_million_output"] * 3.35
+    )
+    assert plan(capsys, *argv)[1] == out
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_processes_change_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    """One or two: the same document but for their number."""
+    documents = []
+    for jobs in ("1", "2"):
+        argv = ("--gpus", "1@h100", *QUICK, *FEW, "--jobs", jobs, "--json", "-", "--price", "none")
+        status, out, _ = plan(capsys, *argv)
+        assert status == 0
+        documents.append(json.loads(out))
+    for document in documents:
+        for name in ("processes", "inputs", "command"):
+            del document[name]
+    assert documents[0] == documents[1]
+    assert documents[0]["prices"] is None
+    assert documents[0]["proposed"]["draws_per_s"] != []
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_only_the_file_goes_to_stdout_where_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """For a pipe: nothing but YAML. vLLM's ranks keep MXFP4, so that two GPUs suffice."""
+    argv = ("--gpus", "2@h100", "--engine", "vllm", *QUICK, *FEW, "--yaml", "-")
+    status, out, _ = plan(capsys, *argv)
+    assert status == 0
+    fleet = yaml.safe_load(out)
+    assert (fleet["model"], fleet["served_by"]) == ("openai/gpt-oss-120b", "vllm")
+    assert all(pool["engine"]["prefill_order"] == "fcfs" for pool in fleet["pools"])
+
+
+def test_a_budget_that_is_over_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, before any answer."""
+    status, _, err = plan(capsys, "--gpus", "2@h100", *QUICK[:2], "--budget-s", "0.001", *FEW)
+    assert status == 1
+    assert err.startswith("error: the time was over before any layout's load was found")
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "says"),
+    [
+        ([], 2, "the following arguments are required: --gpus"),
+        (["--gpus", "0@h100"], 2, "--gpus 0@h100: at least one GPU is needed"),
+        (["--gpus", "8@v100"], 2, "unknown GPU type v100: use one of a100, "),
+        (["--gpus", "8", "--price", "h100=-2"], 2, "--price h100: a price must not be negative"),
+        (["--gpus", "8", "--policy", "best"], 2, "unknown policy best: use one of round_robin"),
+        (["--gpus", "8", "--seeds", "0"], 2, "--seeds must be at least 1, not 0"),
+        (["--gpus", "8", "--budget-s", "0"], 2, "--budget-s must be above 0, not 0"),
+        (["--gpus", "8", "--jobs", "0"], 2, "--jobs must be at least 1, not 0"),
+        (["--gpus", "8", "--rate", "0"], 2, "--rate must be above 0, not 0"),
+        (["--gpus", "8", "--load", "0"], 2, "--load must be above 0, not 0"),
+        (["--gpus", "8", "--machine-gpus", "0"], 2, "a machine has at least one GPU, not 0"),
+        (["--gpus", "8", "--workload", "none.csv"], 1, "cannot read none.csv: No such file"),
+        (["--gpus", "8", "--workload", "nothing"], 2, "--workload nothing: no file, and no mix"),
+        (["--gpus", "8", "--slo", "inf:1"], 2, "--slo inf:1: write TOKENS:TTFT_S:TPOT_S"),
+        (["--gpus", "8", "--current", "8xtp3"], 2, "64 attention heads cannot be split over 3"),
+        (["--gpus", "8", "--current", "8xtp1/best"], 2, "unknown policy best"),
+        (["--gpus", "8", "--yaml", "-", "--json", "-"], 2, "only one of --yaml and --json"),
+        (
+            ["--gpus", "1@rtx4090"],
+            1,
+            "gpt-oss-120b fits none of the layouts on these GPUs; the nearest, rtx4090-tp1, lacks ",
+        ),
+        (
+            ["--gpus", "8", "--slo", "2048:0.001:0.05,inf:10:0.05"],
+            2,
+            "--slo: no layout keeps what class short is promised (first token within 0.001 s",
+        ),
+    ],
+)
+def test_one_line_for_what_cannot_be(
+    argv: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The setting at fault is named, on one line; no traceback."""
+    found, _, err = plan(capsys, *argv)
+    assert found == status
+    assert err.startswith(f"error: {says}")
+    assert err.count("\n") == 1
+
+
+def test_an_empty_log_is_no_workload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And one with two requests is too little to plan by."""
+    empty = tmp_path / "empty.csv"
+    empty.write_text("arrival_s,input_tokens,output_tokens\n")
+    status, _, err = plan(capsys, "--gpus", "8", "--workload", str(empty))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "has no request in a known format: it is empty" in err
+    status, _, err = plan(capsys, "--gpus", "8", "--workload", str(a_log(empty, 2)))
+    assert status == 2
+    assert err == "error: empty has 2 requests: at least 20 are needed to plan by\n"
