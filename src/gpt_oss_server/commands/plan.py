@@ -197,8 +197,9 @@ def _lay_out(
 ) -> Callable[[Shape], Replica]:
     """How a shape becomes a replica of what serves. This server's ranks hold MXFP4 weights as plain
     numbers (docs/gpu-modes.md); vLLM's queue in the engine, in order of arrival."""
-    from gpt_oss_server.doctor.plan import stored_form
+    from gpt_oss_server.doctor.plan import PLAIN_MODES, stored_form
     from gpt_oss_server.memory.weights import weights_of
+    from gpt_oss_server.simulate.fleet_file import mode_of
 
     engine = arguments["engine"]
     order = arguments["prefill_order"] or ("fcfs" if engine == "vllm" else "shortest")
@@ -206,13 +207,14 @@ def _lay_out(
     if engine == "vllm":
         settings = replace(settings, admission="engine")
     lay_out = inputs.lay_out_of(arguments)
-    several = model.cost
+    plain = model.cost
     if engine == "own" and stored_form(model.config) is not None:
-        plain = weights_of(model.config, dtype="bfloat16", dequantized=True)
-        several = replace(model.cost, weights=plain)
+        weights = weights_of(model.config, dtype="bfloat16", dequantized=True)
+        plain = replace(model.cost, weights=weights)
 
     def laid(shape: Shape) -> Replica:
-        cost = model.cost if shape.gpus == 1 else several
+        mode = mode_of(shape) or "tensor"
+        cost = plain if mode in PLAIN_MODES else model.cost
         return lay_out(model.config, cost, shape, settings)
 
     return laid

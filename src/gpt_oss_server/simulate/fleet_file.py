@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from gpt_oss_server.simulate.fleet import Fleet
-from gpt_oss_server.simulate.layout import Replica
+from gpt_oss_server.simulate.layout import Replica, Shape
 from gpt_oss_server.simulate.rules import Rule
 
 FIRST_PORT = 8001
@@ -43,9 +43,8 @@ class Start:
     command: str
 
 
-def gpu_mode(replica: Replica) -> str | None:
-    """As `serve --gpu-mode` calls the replica's layout; None where it has no name for it."""
-    shape = replica.shape
+def mode_of(shape: Shape) -> str | None:
+    """As `serve --gpu-mode` calls it; None where it has no name for it."""
     if shape.tp > 1 and shape.pp > 1:
         return None
     if shape.gpus == 1:
@@ -66,7 +65,7 @@ def fleet_document(
         described: dict[str, Any] = {
             "name": pool.name or shape.name,
             "gpu": shape.gpu.name,
-            "gpu_mode": gpu_mode(pool.replica),
+            "gpu_mode": mode_of(shape),
             "gpus_per_replica": shape.gpus,
             "replicas": pool.count,
             "engine": {
@@ -148,7 +147,7 @@ def _placed(fleet: Fleet, machine_gpus: int) -> Iterator[tuple[Replica, str, ran
 def _serve(model: str, replica: Replica, port: int) -> str:
     settings = replica.settings
     words = ["gpt-oss-server", "serve", "--model", model]
-    words += ["--gpu-mode", gpu_mode(replica) or "single"]
+    words += ["--gpu-mode", mode_of(replica.shape) or "single"]
     if replica.shape.gpus > 1:
         words += ["--gpus", str(replica.shape.gpus)]
     words += ["--port", str(port), "--max-num-seqs", str(settings.max_num_seqs)]

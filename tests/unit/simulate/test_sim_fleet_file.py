@@ -15,7 +15,7 @@ from gpt_oss_server.simulate.fleet_file import (
     balancer_lines,
     fleet_document,
     fleet_yaml,
-    gpu_mode,
+    mode_of,
     pools_text,
     starts,
 )
@@ -59,7 +59,7 @@ def test_layouts_have_the_servers_names() -> None:
     whole = made(2)
     pipeline = replace(whole, shape=Shape(whole.shape.gpu, 1, 2))
     both = replace(whole, shape=Shape(whole.shape.gpu, 2, 2))
-    assert [gpu_mode(one) for one in (made(1), whole, pipeline, both)] == [
+    assert [mode_of(one.shape) for one in (made(1), whole, pipeline, both)] == [
         "single",
         "tensor",
         "pipeline",

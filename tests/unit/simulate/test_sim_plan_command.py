@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from gpt_oss_server import cli
+from gpt_oss_server.commands import plan as command
 
+PAGE = Path(__file__).parents[3] / "docs" / "planning.md"
 QUICK = ("--workload", "chat", "--budget-s", "3", "--jobs", "1", "--seeds", "2")
 FEW = ("--policy", "earliest_completion", "--policy", "least_request")
 
@@ -166,3 +170,21 @@ def test_an_empty_log_is_no_workload(tmp_path: Path, capsys: pytest.CaptureFixtu
     status, _, err = plan(capsys, "--gpus", "8", "--workload", str(a_log(empty, 2)))
     assert status == 2
     assert err == "error: empty has 2 requests: at least 20 are needed to plan by\n"
+
+
+def test_every_flag_is_on_the_page() -> None:
+    """docs/planning.md lists those that there are, and no others, with their defaults."""
+    parser = argparse.ArgumentParser(add_help=False)
+    command.add_arguments(parser)
+    rows = re.findall(r"^\| (`--[^|]+) \|[^|]*\|([^|]*)\|$", PAGE.read_text(), re.M)
+    told = {
+        flag: default.strip(" `")
+        for flags, default in rows
+        for flag in re.findall(r"--[a-z-]+", flags)
+    }
+    known = {action.option_strings[0]: action.default for action in parser._actions}
+    assert set(told) == set(known)
+    for flag in ("--machine-gpus", "--engine", "--workload", "--seeds", "--seed", "--budget-s"):
+        assert (
+            told[flag] == f"{known[flag]:g}" if isinstance(known[flag], float) else str(known[flag])
+        )
