@@ -1,4 +1,4 @@
-"""A step on a CUDA device: the fused pass, captured decode steps, sampling that waits for nobody."""
+"""A step on a CUDA device: fused pass, captured decode steps, sampling that waits for nobody."""
 
 from __future__ import annotations
 

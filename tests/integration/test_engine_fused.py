@@ -1,9 +1,8 @@
-"""The engine as it steps on a GPU, in Triton's interpreter: fused pass, recorded steps, one ahead."""
+"""The engine as it steps on a GPU, in Triton's interpreter: fused, recorded, a step ahead."""
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -39,10 +39,15 @@ def _bury(group: int) -> None:
 
 
 def _alive_in(group: int) -> bool:
-    """Whether a process of the group still holds something: one that only waits for its parent to
-    ask for its status does not."""
+    """Whether a process of the group still holds something."""
     for pid in psutil.pids():
         with contextlib.suppress(ProcessLookupError, psutil.Error):
-            if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            if os.getpgid(pid) == group and _holds(psutil.Process(pid)):
                 return True
     return False
+
+
+def _holds(process: psutil.Process) -> bool:
+    """One that only waits for its parent to ask for its status holds nothing, once its last thread
+    has ended: the first may do so before."""
+    return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
