@@ -31,17 +31,17 @@ from typing import Any
 from gpt_oss_server.commands.trial_processes import ProcessRunner
 from gpt_oss_server.doctor.published import PUBLISHED
 from gpt_oss_server.memory.weights import weights_of
-from gpt_oss_server.simulate.cost import Efficiency, ModelCost, model_cost
-from gpt_oss_server.simulate.inventory import Fitting, fitting, fleets, parse_gpus
-from gpt_oss_server.simulate.knee import GRID, Explorer, Quest, gated, knee, step_of
-from gpt_oss_server.simulate.layout import EngineSettings, Replica, Shape, lay_out
-from gpt_oss_server.simulate.planning import Question, Work, carry_out, prepare
-from gpt_oss_server.simulate.rules import PREFERRED, Rule, rules_for
-from gpt_oss_server.simulate.slo import Slo
-from gpt_oss_server.simulate.traffic import Source
-from gpt_oss_server.simulate.trials import Candidate, Player
-from gpt_oss_server.simulate.workload import Request, Workload
-from gpt_oss_server.simulate.workload_made import MIXES, make_workload
+from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape, lay_out
+from gpt_oss_server.simulate.cost.roofline import Efficiency, ModelCost, model_cost
+from gpt_oss_server.simulate.plan.inventory import Fitting, fitting, fleets, parse_gpus
+from gpt_oss_server.simulate.plan.knee import GRID, Explorer, Quest, gated, knee, step_of
+from gpt_oss_server.simulate.plan.planning import Question, Work, carry_out, prepare
+from gpt_oss_server.simulate.plan.rules import PREFERRED, Rule, rules_for
+from gpt_oss_server.simulate.plan.traffic import Source
+from gpt_oss_server.simulate.plan.trials import Candidate, Player
+from gpt_oss_server.simulate.results.slo import Slo
+from gpt_oss_server.simulate.workload.made import MIXES, make_workload
+from gpt_oss_server.simulate.workload.requests import Request, Workload
 from promises import RESULTS, Promise, exit_status, keep, table
 from sim_inputs import machine, trace
 

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from gpt_oss_server.routing.policies import policy
-from gpt_oss_server.simulate.calibration import Fit, Point, accuracy, fit, leave_one_out
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.layout import EngineSettings, Shape, lay_out
-from gpt_oss_server.simulate.measurements import read_points
-from gpt_oss_server.simulate.workload import Request, workload_of
+from gpt_oss_server.simulate.calibrate.calibration import Fit, Point, accuracy, fit, leave_one_out
+from gpt_oss_server.simulate.calibrate.measurements import read_points
+from gpt_oss_server.simulate.cost.layout import EngineSettings, Shape, lay_out
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.workload.requests import Request, workload_of
 from promises import RESULTS, Promise, exit_status, keep, table
 from sim_inputs import CONFIG, MODEL, machine
 

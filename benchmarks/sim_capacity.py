@@ -25,8 +25,8 @@ from typing import Any
 
 from gpt_oss_server.routing.policies import POLICIES, policy
 from gpt_oss_server.routing.policies.view import RankingPolicy
-from gpt_oss_server.simulate.slo import Slo
-from gpt_oss_server.simulate.sweep import capacity, clairvoyant_goodput, load_point
+from gpt_oss_server.simulate.results.slo import Slo
+from gpt_oss_server.simulate.results.sweep import capacity, clairvoyant_goodput, load_point
 from promises import RESULTS, Promise, exit_status, keep, table
 from sim_inputs import LAYOUTS, TRACES, fleet, machine, trace
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gpt_oss_server.doctor.published import PUBLISHED
-from gpt_oss_server.simulate.cost import Efficiency, model_cost
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.fleet_text import parse_pools
-from gpt_oss_server.simulate.layout import EngineSettings, lay_out
-from gpt_oss_server.simulate.workload import Workload
-from gpt_oss_server.simulate.workload_files import read_workload
+from gpt_oss_server.simulate.cost.layout import EngineSettings, lay_out
+from gpt_oss_server.simulate.cost.roofline import Efficiency, model_cost
+from gpt_oss_server.simulate.fleet.notation import parse_pools
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.workload.files import read_workload
+from gpt_oss_server.simulate.workload.requests import Workload
 
 CONFIG = PUBLISHED["openai/gpt-oss-120b"]
 MODEL = model_cost(CONFIG)

@@ -48,13 +48,13 @@ from gpt_oss_server.simulate.calibrate.fit_server import fit_server
 from gpt_oss_server.simulate.calibrate.likeness import replica_like, unknown_hardware
 from gpt_oss_server.simulate.calibrate.served import Served
 from gpt_oss_server.simulate.calibrate.trial import Measured, Trial, grid, within
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.cost import Efficiency, model_cost
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.layout import Replica as SimReplica
-from gpt_oss_server.simulate.layout import Shape
-from gpt_oss_server.simulate.workload import Request, Workload, workload_of
-from gpt_oss_server.simulate.workload_made import Arrivals, Kind, Lengths, make_workload
+from gpt_oss_server.simulate.cost.layout import Replica as SimReplica
+from gpt_oss_server.simulate.cost.layout import Shape
+from gpt_oss_server.simulate.cost.roofline import Efficiency, model_cost
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.workload.made import Arrivals, Kind, Lengths, make_workload
+from gpt_oss_server.simulate.workload.requests import Request, Workload, workload_of
 from own_bench import report
 from own_bench.compare import Figures, quantiles
 from own_bench.open_loop import Played, Replica, play, settled

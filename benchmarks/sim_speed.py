@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt_oss_server.routing.policies import policy
-from gpt_oss_server.simulate.cluster import simulate
+from gpt_oss_server.simulate.fleet.cluster import simulate
 from promises import RESULTS, Promise, exit_status, keep, table
 from sim_inputs import fleet, machine, trace
 

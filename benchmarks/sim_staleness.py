@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt_oss_server.routing.policies import policy
-from gpt_oss_server.simulate.slo import Slo
-from gpt_oss_server.simulate.sweep import capacity
+from gpt_oss_server.simulate.results.slo import Slo
+from gpt_oss_server.simulate.results.sweep import capacity
 from promises import RESULTS, keep
 from sim_inputs import LAYOUTS, fleet, machine, trace
 

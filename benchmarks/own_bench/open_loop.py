@@ -18,7 +18,7 @@ from gpt_oss_server.measure.asking import Asker
 from gpt_oss_server.measure.connection import Address, Answer, Connection
 from gpt_oss_server.measure.prompts import Prompts
 from gpt_oss_server.routing.policies.view import Ask, PoolFacts, RankingPolicy, ReplicaState
-from gpt_oss_server.simulate.workload import Request
+from gpt_oss_server.simulate.workload.requests import Request
 
 TIMEOUT_S = 120.0
 

@@ -23,17 +23,17 @@ from gpt_oss_server.routing.policies.deciding import fleet_view, request_facts
 from gpt_oss_server.routing.policies.sizing import Triggers
 from gpt_oss_server.routing.policies.view import Ask, Ranked, ReplicaState
 from gpt_oss_server.routing.replay import DecisionRecord, replay
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.cost import Efficiency, ReplicaCost, model_cost
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.gpu_types import GpuType
-from gpt_oss_server.simulate.kv_pool import KvPool
-from gpt_oss_server.simulate.layout import EngineSettings, Replica, Shape
-from gpt_oss_server.simulate.scheduler import Scheduler
-from gpt_oss_server.simulate.sequence import Sequence as Seq
-from gpt_oss_server.simulate.step_time import StepTime
-from gpt_oss_server.simulate.workload import Request, workload_of
-from gpt_oss_server.simulate.workload_files import read_workload
+from gpt_oss_server.simulate.cost.gpu_types import GpuType
+from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape
+from gpt_oss_server.simulate.cost.roofline import Efficiency, ReplicaCost, model_cost
+from gpt_oss_server.simulate.cost.step_time import StepTime
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.replica.kv_pool import KvPool
+from gpt_oss_server.simulate.replica.scheduler import Scheduler
+from gpt_oss_server.simulate.replica.sequence import Sequence as Seq
+from gpt_oss_server.simulate.workload.files import read_workload
+from gpt_oss_server.simulate.workload.requests import Request, workload_of
 from gpt_oss_server.types import EngineInfo
 
 TINY = Path(gpt_oss_server.__file__).parent / "models" / "tiny" / "config.json"
@@ -158,9 +158,6 @@ def test_every_step_of_a_server_that_runs_dry(tight: Recorded) -> None:
     assert scheduler.preemptions == preempted
 
 
-# Now and then a live run has an arrival whose next block another prompt is computing, in a way that
-# the simulator does not follow: it then gives that step's budget to someone else.
-@pytest.mark.slow
 def test_every_step_of_a_server_that_caches(caching: Recorded) -> None:
     """The same where prompts share beginnings: what was found cached, too."""
     steps, scheduler, seqs = simulated_steps(caching)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gpt_oss_server.measure.session import Found, Wanted
     from gpt_oss_server.simulate.calibrate.calibration_file import Calibration
     from gpt_oss_server.simulate.calibrate.served import Served
-    from gpt_oss_server.simulate.layout import Shape
+    from gpt_oss_server.simulate.cost.layout import Shape
 
 SUMMARY = "Measure a running server in minutes, so that ones like it can be simulated."
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -162,8 +162,8 @@ def _model_of(served: str) -> str:
 
 def _shape(arguments: Arguments, served: Served) -> Shape:
     from gpt_oss_server.simulate.calibrate.likeness import unknown_hardware
-    from gpt_oss_server.simulate.gpu_types import gpu_type
-    from gpt_oss_server.simulate.layout import Shape
+    from gpt_oss_server.simulate.cost.gpu_types import gpu_type
+    from gpt_oss_server.simulate.cost.layout import Shape
 
     gpu = str(arguments["gpu"])
     if gpu == "auto":
@@ -181,7 +181,7 @@ def _shape(arguments: Arguments, served: Served) -> Shape:
 
 def _gpu_of(served: Served) -> str:
     """The packaged type of the GPU that the server names. Raises ConfigError."""
-    from gpt_oss_server.simulate.gpu_types import gpu_names
+    from gpt_oss_server.simulate.cost.gpu_types import gpu_names
 
     if served.device == "cpu":
         return UNKNOWN_GPU

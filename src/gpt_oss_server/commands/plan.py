@@ -20,12 +20,12 @@ from gpt_oss_server.commands.progress import Progress
 from gpt_oss_server.errors import ConfigError, StartupError
 
 if TYPE_CHECKING:
-    from gpt_oss_server.simulate.inventory import Fitting, Inventory
-    from gpt_oss_server.simulate.layout import EngineSettings, Replica, Shape
-    from gpt_oss_server.simulate.plan_report import Plan
-    from gpt_oss_server.simulate.planning import Question
-    from gpt_oss_server.simulate.traffic import Source
-    from gpt_oss_server.simulate.trials import Candidate, Runner
+    from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape
+    from gpt_oss_server.simulate.plan.inventory import Fitting, Inventory
+    from gpt_oss_server.simulate.plan.planning import Question
+    from gpt_oss_server.simulate.plan.report import Plan
+    from gpt_oss_server.simulate.plan.traffic import Source
+    from gpt_oss_server.simulate.plan.trials import Candidate, Runner
 
 SUMMARY = "Find the layout and policy that serve a workload best on some GPUs."
 BUDGET_S = 90.0
@@ -91,8 +91,8 @@ def run(arguments: Mapping[str, object]) -> int:
         ConfigError: an unknown name, an impossible setting, promises that nothing can keep.
     """
     from gpt_oss_server.commands.trial_processes import ProcessRunner
-    from gpt_oss_server.simulate.planning import carry_out, prepare
-    from gpt_oss_server.simulate.trials import LocalRunner, Player
+    from gpt_oss_server.simulate.plan.planning import carry_out, prepare
+    from gpt_oss_server.simulate.plan.trials import LocalRunner, Player
 
     began_s = time.monotonic()
     if arguments["yaml"] == "-" and arguments["json"] == "-":
@@ -123,10 +123,10 @@ def run(arguments: Mapping[str, object]) -> int:
 
 
 def _question(arguments: Mapping[str, object]) -> Question:
-    from gpt_oss_server.simulate.inventory import fitting, parse_gpus
-    from gpt_oss_server.simulate.money import read_prices
-    from gpt_oss_server.simulate.planning import Question
-    from gpt_oss_server.simulate.rules import check_names
+    from gpt_oss_server.simulate.plan.inventory import fitting, parse_gpus
+    from gpt_oss_server.simulate.plan.money import read_prices
+    from gpt_oss_server.simulate.plan.planning import Question
+    from gpt_oss_server.simulate.plan.rules import check_names
 
     inventory = parse_gpus(
         str(arguments["gpus"]),
@@ -163,8 +163,8 @@ def _question(arguments: Mapping[str, object]) -> Question:
 
 
 def _source(arguments: Mapping[str, object]) -> Source:
-    from gpt_oss_server.simulate.traffic import Source
-    from gpt_oss_server.simulate.workload_made import MIXES
+    from gpt_oss_server.simulate.plan.traffic import Source
+    from gpt_oss_server.simulate.workload.made import MIXES
 
     name = str(arguments["workload"])
     rate, load = inputs.optional_number(arguments, "rate"), inputs.number(arguments, "load")
@@ -176,7 +176,7 @@ def _source(arguments: Mapping[str, object]) -> Source:
 
 def _policies(named: list[str]) -> tuple[str, ...]:
     from gpt_oss_server.routing.policies import POLICIES
-    from gpt_oss_server.simulate.rules import PREFERRED
+    from gpt_oss_server.simulate.plan.rules import PREFERRED
 
     if named == ["all"]:
         return tuple(dict.fromkeys((*PREFERRED, *POLICIES)))
@@ -195,11 +195,11 @@ def _processes(arguments: Mapping[str, object]) -> int:
 def _lay_out(
     arguments: Mapping[str, object], model: inputs.Simulated
 ) -> Callable[[Shape], Replica]:
-    """How a shape becomes a replica of what serves. This server's ranks hold MXFP4 weights as plain
-    numbers (docs/gpu-modes.md); vLLM's queue in the engine, in order of arrival."""
-    from gpt_oss_server.doctor.plan import PLAIN_MODES, stored_form
+    """How a shape becomes a replica of what serves. This server's ranks hold some quantized weights
+    as plain numbers (docs/gpu-modes.md); vLLM's queue in the engine, in order of arrival."""
+    from gpt_oss_server.doctor.plan import stored_form, widened
     from gpt_oss_server.memory.weights import weights_of
-    from gpt_oss_server.simulate.fleet_file import mode_of
+    from gpt_oss_server.simulate.plan.fleet_file import mode_of
 
     engine = arguments["engine"]
     order = arguments["prefill_order"] or ("fcfs" if engine == "vllm" else "shortest")
@@ -214,7 +214,7 @@ def _lay_out(
 
     def laid(shape: Shape) -> Replica:
         mode = mode_of(shape) or "tensor"
-        cost = plain if mode in PLAIN_MODES else model.cost
+        cost = plain if widened(model.config, mode) else model.cost
         return lay_out(model.config, cost, shape, settings)
 
     return laid
@@ -234,10 +234,10 @@ def _nothing_fits(name: str, found: Fitting) -> str:
 def _current(
     arguments: Mapping[str, object], inventory: Inventory, lay_out: Callable[[Shape], Replica]
 ) -> Candidate | None:
-    from gpt_oss_server.simulate.fleet import Fleet, Pool
-    from gpt_oss_server.simulate.fleet_text import parse_pools
-    from gpt_oss_server.simulate.rules import Rule, check_names
-    from gpt_oss_server.simulate.trials import Candidate
+    from gpt_oss_server.simulate.fleet.notation import parse_pools
+    from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+    from gpt_oss_server.simulate.plan.rules import Rule, check_names
+    from gpt_oss_server.simulate.plan.trials import Candidate
 
     given = arguments["current"]
     if given is None:
@@ -251,15 +251,15 @@ def _current(
 
 def _write(arguments: Mapping[str, object], question: Question, plan: Plan) -> None:
     from gpt_oss_server.hub import ALIASES
-    from gpt_oss_server.simulate.fleet_file import (
+    from gpt_oss_server.simulate.plan.fleet_file import (
         balancer_lines,
         fleet_document,
         fleet_yaml,
         pools_text,
         starts,
     )
-    from gpt_oss_server.simulate.plan_json import as_json
-    from gpt_oss_server.simulate.plan_report import lines
+    from gpt_oss_server.simulate.plan.json_document import as_json
+    from gpt_oss_server.simulate.plan.report import lines
 
     chosen = plan.found.proposed
     fleet, rule = chosen.candidate.fleet, chosen.candidate.rule

@@ -19,9 +19,9 @@ from gpt_oss_server.commands.progress import Progress
 from gpt_oss_server.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gpt_oss_server.simulate.fleet import Failure, Fleet
-    from gpt_oss_server.simulate.runs import Draw, Played, Question
-    from gpt_oss_server.simulate.workload import Workload
+    from gpt_oss_server.simulate.fleet.pools import Failure, Fleet
+    from gpt_oss_server.simulate.results.runs import Draw, Played, Question
+    from gpt_oss_server.simulate.workload.requests import Workload
 
 SUMMARY = "Replay a workload on a fleet of GPUs that need not be there."
 SAMPLES = 600
@@ -77,7 +77,7 @@ def run(arguments: Arguments) -> int:
         StartupError: a file cannot be read or written, or the model does not fit.
         ConfigError: an unknown name, or an impossible setting.
     """
-    from gpt_oss_server.simulate.runs import played
+    from gpt_oss_server.simulate.results.runs import played
 
     to_stdout = [name for name in _OUTPUTS if arguments[name] == "-"]
     if len(to_stdout) > 1:
@@ -101,7 +101,7 @@ def run(arguments: Arguments) -> int:
 def _question(arguments: Arguments, fleet: Fleet) -> Question:
     """All flags checked, before any work."""
     from gpt_oss_server.routing.policies import POLICIES
-    from gpt_oss_server.simulate.runs import Draw, Question
+    from gpt_oss_server.simulate.results.runs import Draw, Question
 
     first = Draw(inputs.integer(arguments, "seed"), inputs.workload(arguments))
     names = inputs.names(arguments["policy"]) or ["earliest_completion"]
@@ -125,8 +125,8 @@ def _question(arguments: Arguments, fleet: Fleet) -> Question:
 
 
 def _failures(arguments: Arguments, fleet: Fleet) -> tuple[Failure, ...]:
-    from gpt_oss_server.simulate.fleet import interruptions
-    from gpt_oss_server.simulate.fleet_text import parse_failure
+    from gpt_oss_server.simulate.fleet.notation import parse_failure
+    from gpt_oss_server.simulate.fleet.pools import interruptions
 
     failures = tuple(parse_failure(one) for one in inputs.names(arguments["fail"]))
     interruptions(failures, sum(pool.count for pool in fleet.pools))
@@ -161,8 +161,8 @@ def _sample_every_s(arguments: Arguments, workload: Workload) -> float:
 def _draws(arguments: Arguments, first: Draw, made: bool) -> tuple[Draw, ...]:
     """Those over which figures are averaged: none for a single one. A mix is made anew with the
     seeds that follow; of a record, which came once, variants are drawn."""
-    from gpt_oss_server.simulate.confidence import resampled
-    from gpt_oss_server.simulate.runs import Draw
+    from gpt_oss_server.simulate.results.confidence import resampled
+    from gpt_oss_server.simulate.results.runs import Draw
 
     count = inputs.integer(arguments, "seeds")
     if count < 1:
@@ -179,7 +179,7 @@ def _draws(arguments: Arguments, first: Draw, made: bool) -> tuple[Draw, ...]:
 
 
 def _is_made(arguments: Arguments) -> bool:
-    from gpt_oss_server.simulate.workload_made import MIXES
+    from gpt_oss_server.simulate.workload.made import MIXES
 
     return str(arguments["workload"]) in MIXES
 
@@ -188,8 +188,8 @@ def _document(arguments: Arguments, model_name: str, question: Question) -> Docu
     """All inputs, so that a stranger can repeat the run; no results yet."""
     import numpy as np
 
-    from gpt_oss_server.simulate.report import SCHEMA, fleet_json, slo_json
-    from gpt_oss_server.simulate.workload_facts import workload_facts
+    from gpt_oss_server.simulate.results.report import SCHEMA, fleet_json, slo_json
+    from gpt_oss_server.simulate.workload.facts import workload_facts
 
     given = {name: value for name, value in arguments.items() if name not in _OUTPUTS}
     return {
@@ -236,8 +236,8 @@ def _command(given: Arguments) -> str:
 
 
 def _print(question: Question, rows: Sequence[Played]) -> None:
-    from gpt_oss_server.simulate.number_text import per_second
-    from gpt_oss_server.simulate.report import repeats_table, table
+    from gpt_oss_server.simulate.results.number_text import per_second
+    from gpt_oss_server.simulate.results.report import repeats_table, table
 
     workload = question.first.workload
     pace = f"{workload.requests_per_s:.2f}/s"

@@ -19,12 +19,12 @@ from gpt_oss_server.errors import ConfigError, StartupError
 
 if TYPE_CHECKING:
     from gpt_oss_server.simulate.calibrate.calibration_file import Calibration
-    from gpt_oss_server.simulate.cost import Efficiency, ModelCost
-    from gpt_oss_server.simulate.fleet import Fleet
-    from gpt_oss_server.simulate.gpu_types import GpuType
-    from gpt_oss_server.simulate.layout import EngineSettings, Replica, Shape
-    from gpt_oss_server.simulate.slo import Slo
-    from gpt_oss_server.simulate.workload import Workload
+    from gpt_oss_server.simulate.cost.gpu_types import GpuType
+    from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape
+    from gpt_oss_server.simulate.cost.roofline import Efficiency, ModelCost
+    from gpt_oss_server.simulate.fleet.pools import Fleet
+    from gpt_oss_server.simulate.results.slo import Slo
+    from gpt_oss_server.simulate.workload.requests import Workload
 
 DEFAULT_SLO = "2048:2:0.05,inf:10:0.05"
 DEFAULT_MODEL = "120b"
@@ -131,7 +131,7 @@ def model_name(arguments: Arguments) -> str:
 def simulated_model(arguments: Arguments) -> Simulated:
     """The model that is meant. Raises StartupError where its config is not to be had."""
     from gpt_oss_server.doctor.models import model_facts
-    from gpt_oss_server.simulate.cost import model_cost
+    from gpt_oss_server.simulate.cost.roofline import model_cost
 
     facts = model_facts(model_name(arguments), os.environ)
     return Simulated(facts.short_name, facts.config, model_cost(facts.config))
@@ -139,7 +139,7 @@ def simulated_model(arguments: Arguments) -> Simulated:
 
 def engine_settings(arguments: Arguments) -> EngineSettings:
     """The engine's limits. Raises ConfigError."""
-    from gpt_oss_server.simulate.layout import EngineSettings
+    from gpt_oss_server.simulate.cost.layout import EngineSettings
 
     return EngineSettings(
         max_num_seqs=integer(arguments, "max_num_seqs"),
@@ -153,7 +153,7 @@ def engine_settings(arguments: Arguments) -> EngineSettings:
 
 def efficiency(arguments: Arguments) -> Efficiency:
     """What of the nominal figures is attained (by a calibrated type of GPU)."""
-    from gpt_oss_server.simulate.cost import Efficiency
+    from gpt_oss_server.simulate.cost.roofline import Efficiency
 
     measured = calibration(arguments)
     return Efficiency() if measured is None else measured.efficiency
@@ -170,8 +170,8 @@ LayOut = Callable[["Mapping[str, Any]", "ModelCost", "Shape", "EngineSettings"],
 
 def lay_out_of(arguments: Arguments) -> LayOut:
     """How a model is laid out on a shape: as calibrated, else with the shipped efficiencies."""
-    from gpt_oss_server.simulate.cost import Efficiency
-    from gpt_oss_server.simulate.layout import lay_out
+    from gpt_oss_server.simulate.cost.layout import lay_out
+    from gpt_oss_server.simulate.cost.roofline import Efficiency
 
     measured = calibration(arguments)
     if measured is not None:
@@ -190,8 +190,8 @@ def fleet(arguments: Arguments, model: Simulated) -> Fleet:
 
     Raises ConfigError for what is not understood or cannot be split, DoesNotFit.
     """
-    from gpt_oss_server.simulate.fleet import Fleet, Pool
-    from gpt_oss_server.simulate.fleet_text import parse_pools
+    from gpt_oss_server.simulate.fleet.notation import parse_pools
+    from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
 
     given = arguments["gpu"]
     gpu = default_gpu(arguments) if given is None else str(given)
@@ -207,8 +207,8 @@ def fleet(arguments: Arguments, model: Simulated) -> Fleet:
 
 def workload(arguments: Arguments) -> Workload:
     """The file or mix of `--workload`, at `--load`. Raises StartupError, ConfigError."""
-    from gpt_oss_server.simulate.workload_files import read_workload
-    from gpt_oss_server.simulate.workload_made import MIXES, make_workload
+    from gpt_oss_server.simulate.workload.files import read_workload
+    from gpt_oss_server.simulate.workload.made import MIXES, make_workload
 
     name = str(arguments["workload"])
     if name in MIXES:
@@ -228,8 +228,8 @@ def workload(arguments: Arguments) -> Workload:
 
 def promises(arguments: Arguments) -> Slo:
     """The classes of `--slo`. Raises ConfigError."""
-    from gpt_oss_server.simulate.fleet_text import parse_slo
-    from gpt_oss_server.simulate.slo import Slo, SloClass
+    from gpt_oss_server.simulate.fleet.notation import parse_slo
+    from gpt_oss_server.simulate.results.slo import Slo, SloClass
 
     rows = parse_slo(str(arguments["slo"]))
     labels = ("short", "long") if len(rows) == 2 else tuple(f"≤{row[0]:g}" for row in rows)

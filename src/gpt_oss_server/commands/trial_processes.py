@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
 from gpt_oss_server.errors import StartupError
-from gpt_oss_server.simulate.trials import Player, Trial, Verdict
+from gpt_oss_server.simulate.plan.trials import Player, Trial, Verdict
 
 
 class ProcessRunner:

@@ -2,7 +2,7 @@
 
 Source: NVIDIA's data sheets of these products. Memory bandwidth is the peak; the link is one
 direction of NVLink between two GPUs (half of what data sheets call its bandwidth), or of the PCIe
-slot. Those that the simulator has data of (`simulate/gpus`) are read from there: each figure stands
+slot. Those that the simulator has data of (`simulate/cost/gpus`) are read from there: each figure stands
 in one place. Knows: names and figures. Does not know: which GPUs there are, or what share of a peak
 is reached (`pace`).
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from gpt_oss_server.simulate.gpu_types import GpuType, gpu_names, gpu_type
+from gpt_oss_server.simulate.cost.gpu_types import GpuType, gpu_names, gpu_type
 
 Link = Literal["NVLink", "PCIe"]
 

@@ -1,5 +1,7 @@
 """Foresee: replay a workload on GPUs that are not there. Pure: no torch, web, asyncio, clock.
 
-`workload` (who asks what, when) → `cluster` (pools, failures, a routing policy) → `engine` (one
-replica, stepped in closed form over `cost`) → `slo` (goodput, the knee).
+`workload` (who asks what, when) → `fleet` (a dispatcher with a routing policy, failures) →
+`replica` (one engine, stepped in closed form over `cost`) → `results` (goodput, the knee, intervals,
+reports; `html` draws them). `calibrate` fits `cost` to what was measured; `plan` searches layouts
+and policies.
 """

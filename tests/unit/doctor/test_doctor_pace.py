@@ -23,7 +23,7 @@ from gpt_oss_server.doctor.pace import (
 from gpt_oss_server.doctor.published import PUBLISHED
 from gpt_oss_server.memory.fit import GpuMode
 from gpt_oss_server.memory.weights import weights_of
-from gpt_oss_server.simulate.gpu_types import gpu_names, gpu_type
+from gpt_oss_server.simulate.cost.gpu_types import gpu_names, gpu_type
 
 OSS_20B = PUBLISHED["openai/gpt-oss-20b"]
 # A byte a nanosecond of what kernels reach; a link of a byte a nanosecond.

@@ -16,7 +16,7 @@ from gpt_oss_server.doctor.published import PUBLISHED
 from gpt_oss_server.doctor.running import Seen, advice_of, plan_for
 from gpt_oss_server.engine.fake import DEFAULT_INFO
 from gpt_oss_server.ports import GpuReading
-from gpt_oss_server.simulate.gpu_types import gpu_names
+from gpt_oss_server.simulate.cost.gpu_types import gpu_names
 from gpt_oss_server.types import EngineStats, RankInfo
 
 ENGINE = msgspec.structs.replace(

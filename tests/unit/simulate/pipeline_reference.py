@@ -11,7 +11,7 @@ from gpt_oss_server.engine.kv_space import GroupSpec, KvSpace
 from gpt_oss_server.engine.order import prefill_order
 from gpt_oss_server.engine.sequence import Sequence
 from gpt_oss_server.engine.step_cost import StepCost
-from gpt_oss_server.simulate.layout import Replica
+from gpt_oss_server.simulate.cost.layout import Replica
 from gpt_oss_server.types import Job, SamplingParams
 
 Row = tuple[float, int, int]

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 from sim_builders import replica
 
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.layout import Replica
-from gpt_oss_server.simulate.rules import Rule
-from gpt_oss_server.simulate.slo import ClassReport, SloReport
-from gpt_oss_server.simulate.trials import Candidate, LocalRunner, Trial, Verdict
+from gpt_oss_server.simulate.cost.layout import Replica
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.plan.rules import Rule
+from gpt_oss_server.simulate.plan.trials import Candidate, LocalRunner, Trial, Verdict
+from gpt_oss_server.simulate.results.slo import ClassReport, SloReport
 
 
 def fleet(*pools: tuple[int, int]) -> Fleet:

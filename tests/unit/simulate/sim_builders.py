@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gpt_oss_server.doctor.published import PUBLISHED
-from gpt_oss_server.simulate.cost import Efficiency, model_cost
-from gpt_oss_server.simulate.gpu_types import GpuType, gpu_type
-from gpt_oss_server.simulate.layout import EngineSettings, Replica, Shape, lay_out
-from gpt_oss_server.simulate.workload import Request, Workload, workload_of
+from gpt_oss_server.simulate.cost.gpu_types import GpuType, gpu_type
+from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape, lay_out
+from gpt_oss_server.simulate.cost.roofline import Efficiency, model_cost
+from gpt_oss_server.simulate.workload.requests import Request, Workload, workload_of
 
 MODEL_120B = model_cost(PUBLISHED["openai/gpt-oss-120b"])
 

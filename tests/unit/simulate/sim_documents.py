@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt_oss_server import cli
-from gpt_oss_server.simulate.outcome import Outcome, ReplicaRecord, Samples
+from gpt_oss_server.simulate.results.outcome import Outcome, ReplicaRecord, Samples
 
 QUICK = ("--pools", "2xtp1+1xtp2", "--workload", "chat", "--rate", "4", "--duration", "20")
 

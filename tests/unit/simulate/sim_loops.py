@@ -10,11 +10,11 @@ from gpt_oss_server.routing.policies import policy
 from gpt_oss_server.simulate.calibrate.likeness import replica_like, unknown_hardware
 from gpt_oss_server.simulate.calibrate.served import OWN, Served
 from gpt_oss_server.simulate.calibrate.trial import Measured, Row, Trial
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.cost import Efficiency, model_cost
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.layout import Replica, Shape
-from gpt_oss_server.simulate.workload import Request, workload_of
+from gpt_oss_server.simulate.cost.layout import Replica, Shape
+from gpt_oss_server.simulate.cost.roofline import Efficiency, model_cost
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.workload.requests import Request, workload_of
 
 TINY = model_facts("tiny", {}).config
 TINY_COST = model_cost(TINY)

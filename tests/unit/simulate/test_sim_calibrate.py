@@ -35,9 +35,9 @@ from gpt_oss_server.simulate.calibrate.trial import (
     grid,
     within,
 )
-from gpt_oss_server.simulate.cost import Efficiency
-from gpt_oss_server.simulate.gpu_types import gpu_type
-from gpt_oss_server.simulate.layout import Shape
+from gpt_oss_server.simulate.cost.gpu_types import gpu_type
+from gpt_oss_server.simulate.cost.layout import Shape
+from gpt_oss_server.simulate.cost.roofline import Efficiency
 
 CONFIG_120B = PUBLISHED["openai/gpt-oss-120b"]
 LOOPS = loops()

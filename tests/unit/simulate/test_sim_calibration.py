@@ -9,7 +9,7 @@ import pytest
 from sim_builders import MODEL_120B
 
 from gpt_oss_server.errors import ConfigError, StartupError
-from gpt_oss_server.simulate.calibration import (
+from gpt_oss_server.simulate.calibrate.calibration import (
     Fit,
     Point,
     accuracy,
@@ -17,9 +17,9 @@ from gpt_oss_server.simulate.calibration import (
     leave_one_out,
     predict,
 )
-from gpt_oss_server.simulate.cost import Efficiency
-from gpt_oss_server.simulate.gpu_types import gpu_type
-from gpt_oss_server.simulate.measurements import read_points
+from gpt_oss_server.simulate.calibrate.measurements import read_points
+from gpt_oss_server.simulate.cost.gpu_types import gpu_type
+from gpt_oss_server.simulate.cost.roofline import Efficiency
 
 TRUE = Fit(Efficiency(1.1, 20e-6, 2e-6, 0.5, 0.3, 0.02), {"h100": 0.9, "h200": 0.75})
 

@@ -19,9 +19,9 @@ from gpt_oss_server.simulate.calibrate.calibration_file import (
     told,
 )
 from gpt_oss_server.simulate.calibrate.judging import Spread
-from gpt_oss_server.simulate.cost import Efficiency
-from gpt_oss_server.simulate.gpu_types import gpu_type
-from gpt_oss_server.simulate.layout import EngineSettings, Shape
+from gpt_oss_server.simulate.cost.gpu_types import gpu_type
+from gpt_oss_server.simulate.cost.layout import EngineSettings, Shape
+from gpt_oss_server.simulate.cost.roofline import Efficiency
 
 WHOLE = Calibration(
     made_at="2026-11-23T12:00:00Z",

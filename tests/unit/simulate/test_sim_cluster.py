@@ -10,14 +10,14 @@ from sim_builders import MODEL_120B, replica, workload
 
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.routing.policies import POLICIES, policy
-from gpt_oss_server.simulate.calibration import Fit, Point, predict
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.cost import Efficiency
-from gpt_oss_server.simulate.fleet import Failure, Fleet, Pool
-from gpt_oss_server.simulate.outcome import Outcome
-from gpt_oss_server.simulate.slo import Slo, SloClass, judge
-from gpt_oss_server.simulate.workload import Request, workload_of
-from gpt_oss_server.simulate.workload_made import make_workload
+from gpt_oss_server.simulate.calibrate.calibration import Fit, Point, predict
+from gpt_oss_server.simulate.cost.roofline import Efficiency
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Failure, Fleet, Pool
+from gpt_oss_server.simulate.results.outcome import Outcome
+from gpt_oss_server.simulate.results.slo import Slo, SloClass, judge
+from gpt_oss_server.simulate.workload.made import make_workload
+from gpt_oss_server.simulate.workload.requests import Request, workload_of
 
 ONE, FOUR = replica(), replica(tp=4)
 MIXED = Fleet((Pool(ONE, 2), Pool(FOUR, 1)))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_oss_server.errors import ConfigError
-from gpt_oss_server.simulate.confidence import interval, ratio, repeated, resampled, student
-from gpt_oss_server.simulate.workload import Request, Workload, workload_of
+from gpt_oss_server.simulate.results.confidence import interval, ratio, repeated, resampled, student
+from gpt_oss_server.simulate.workload.requests import Request, Workload, workload_of
 
 
 def ticking(count: int) -> Workload:

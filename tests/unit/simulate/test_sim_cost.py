@@ -11,8 +11,8 @@ from sim_builders import MODEL_120B, PLAIN, PLAIN_GPU, replica
 
 from gpt_oss_server.doctor.published import PUBLISHED
 from gpt_oss_server.memory.errors import ImpossibleSplit
-from gpt_oss_server.simulate.cost import Efficiency, ReplicaCost, Terms, model_cost
-from gpt_oss_server.simulate.step_time import StepTime
+from gpt_oss_server.simulate.cost.roofline import Efficiency, ReplicaCost, Terms, model_cost
+from gpt_oss_server.simulate.cost.step_time import StepTime
 
 LAYERS, HIDDEN, EXPERTS = 36, 2880, 128
 EXPERT_BYTES = 24_883_200 // 32 * 17 + 3 * HIDDEN * 2  # MXFP4 matrices, bf16 biases

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_builders import replica
 
-from gpt_oss_server.simulate.engine import Engine
-from gpt_oss_server.simulate.layout import Replica
-from gpt_oss_server.simulate.sequence import Sequence
+from gpt_oss_server.simulate.cost.layout import Replica
+from gpt_oss_server.simulate.replica.engine import Engine
+from gpt_oss_server.simulate.replica.sequence import Sequence
 
 PLAIN = replica(prefill_order="fcfs", max_num_seqs=8, max_batch_tokens=4096)
 

@@ -8,12 +8,12 @@ import pytest
 from plan_builders import Pretender, made
 from sim_builders import replica
 
-from gpt_oss_server.simulate.fewest import Fewest, fewest
-from gpt_oss_server.simulate.fleet import Fleet
-from gpt_oss_server.simulate.inventory import parse_gpus
-from gpt_oss_server.simulate.knee import Explorer
-from gpt_oss_server.simulate.rules import Rule
-from gpt_oss_server.simulate.trials import Candidate
+from gpt_oss_server.simulate.fleet.pools import Fleet
+from gpt_oss_server.simulate.plan.fewest import Fewest, fewest
+from gpt_oss_server.simulate.plan.inventory import parse_gpus
+from gpt_oss_server.simulate.plan.knee import Explorer
+from gpt_oss_server.simulate.plan.rules import Rule
+from gpt_oss_server.simulate.plan.trials import Candidate
 
 
 def bears(one: Candidate, traffic: str) -> float:

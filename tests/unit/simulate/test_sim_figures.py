@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sim_documents import outcome, samples
 
-from gpt_oss_server.simulate.figures import CELLS, COLUMNS, CURVE_PERCENTILES, ROWS, figures
-from gpt_oss_server.simulate.outcome import DROPPED, FAILED, REFUSED, SERVED, Outcome
-from gpt_oss_server.simulate.slo import Slo, SloClass, class_places, judge, kept
+from gpt_oss_server.simulate.results.figures import CELLS, COLUMNS, CURVE_PERCENTILES, ROWS, figures
+from gpt_oss_server.simulate.results.outcome import DROPPED, FAILED, REFUSED, SERVED, Outcome
+from gpt_oss_server.simulate.results.slo import Slo, SloClass, class_places, judge, kept
 
 NAN = math.nan
 SLO = Slo((SloClass("short", 100, 1.0, 0.1), SloClass("long", math.inf, 2.0, 0.1)))

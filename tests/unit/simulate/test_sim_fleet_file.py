@@ -10,8 +10,10 @@ import yaml
 from plan_builders import fleet, made
 
 from gpt_oss_server import cli
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.fleet_file import (
+from gpt_oss_server.simulate.cost.layout import Shape
+from gpt_oss_server.simulate.fleet.notation import parse_pools
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.plan.fleet_file import (
     balancer_lines,
     fleet_document,
     fleet_yaml,
@@ -19,9 +21,7 @@ from gpt_oss_server.simulate.fleet_file import (
     pools_text,
     starts,
 )
-from gpt_oss_server.simulate.fleet_text import parse_pools
-from gpt_oss_server.simulate.layout import Shape
-from gpt_oss_server.simulate.rules import Rule
+from gpt_oss_server.simulate.plan.rules import Rule
 
 MIXED = fleet((4, 1), (2, 2))
 

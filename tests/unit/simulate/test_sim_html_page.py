@@ -19,11 +19,11 @@ from sim_builders import replica
 from sim_documents import document, outcome, samples
 from test_sim_html_parts import Reader
 
-from gpt_oss_server.simulate.fleet import Failure, Fleet, Pool
+from gpt_oss_server.simulate.fleet.pools import Failure, Fleet, Pool
 from gpt_oss_server.simulate.html.page import page
-from gpt_oss_server.simulate.outcome import Outcome
-from gpt_oss_server.simulate.report import as_json, fleet_json, slo_json
-from gpt_oss_server.simulate.slo import Slo, SloClass, judge
+from gpt_oss_server.simulate.results.outcome import Outcome
+from gpt_oss_server.simulate.results.report import as_json, fleet_json, slo_json
+from gpt_oss_server.simulate.results.slo import Slo, SloClass, judge
 
 ROOT = Path(__file__).parents[3]
 SECTIONS = ("verdict", "latency", "load", "time", "where", "inputs", "limits")

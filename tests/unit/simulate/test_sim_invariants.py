@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from sim_builders import replica
 
 from gpt_oss_server.routing.policies import POLICIES, policy
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.fleet import Failure, Fleet, Pool
-from gpt_oss_server.simulate.outcome import SERVED, Outcome
-from gpt_oss_server.simulate.roster import Roster
-from gpt_oss_server.simulate.sequence import DECODING, PREFILLING, Sequence
-from gpt_oss_server.simulate.server import Server
-from gpt_oss_server.simulate.workload import Request, Workload, workload_of
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Failure, Fleet, Pool
+from gpt_oss_server.simulate.fleet.roster import Roster
+from gpt_oss_server.simulate.replica.sequence import DECODING, PREFILLING, Sequence
+from gpt_oss_server.simulate.replica.server import Server
+from gpt_oss_server.simulate.results.outcome import SERVED, Outcome
+from gpt_oss_server.simulate.workload.requests import Request, Workload, workload_of
 
 UNIT = 64
 SETTINGS = {"seed": 1, "kv_bytes_per_token": 36_864}
@@ -50,15 +50,17 @@ class Run:
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> Request:
-    """Some share beginnings, some bound their answers, some leave their answer in the cache."""
-    prompt = draw(st.integers(1, 400))
-    answer = draw(st.one_of(st.integers(1, 30), st.integers(200, 350)))
+def requests(draw: st.DrawFn, *, crowd: bool = False) -> Request:
+    """Some share beginnings, some bound their answers, some leave their answer in the cache. In a
+    crowd all come at once and answers outgrow the pool, which short prompts do not foretell."""
+    prompt = draw(st.integers(1, 60 if crowd else 400))
+    long = st.integers(200, 350)
+    answer = draw(long if crowd else st.one_of(st.integers(1, 30), long))
     path = draw(st.lists(st.integers(0, 1), max_size=6))
     names = [hash(tuple(path[: n + 1])) for n in range(len(path))]
     here = prompt // UNIT
     return Request(
-        draw(st.sampled_from([0.0, 0.01, 0.02, 0.5, 1.7, 3.0])),
+        0.0 if crowd else draw(st.sampled_from([0.0, 0.01, 0.02, 0.5, 1.7, 3.0])),
         prompt,
         answer,
         tuple(names[:here]),
@@ -72,16 +74,18 @@ def requests(draw: st.DrawFn) -> Request:
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
     """Pools that run dry, replicas that die, clients that wait for answers, old views."""
-    asked = draw(st.lists(requests(), min_size=draw(st.sampled_from([1, 12])), max_size=40))
+    crowd = draw(st.sampled_from([False, False, True]))
+    least = 12 if crowd else draw(st.sampled_from([1, 12]))
+    asked = draw(st.lists(requests(crowd=crowd), min_size=least, max_size=40))
     pools = []
     for pp in draw(st.sampled_from([(1,), (1, 1), (2,), (1, 2)])):
         machine = replica(
             draw(st.integers(48, 90)),
             pp=pp,
-            max_num_seqs=draw(st.integers(2, 8)),
+            max_num_seqs=draw(st.integers(6 if crowd else 2, 8)),
             max_batch_tokens=draw(st.sampled_from([64, 256])),
             prefill_order=draw(st.sampled_from(["shortest", "fcfs"])),
-            admission=draw(st.sampled_from(["engine", "reserve", "reserve"])),
+            admission="engine" if crowd else draw(st.sampled_from(["engine", "reserve"])),
             admission_mode=draw(st.sampled_from(["optimistic", "worst_case"])),
             max_waiting=draw(st.sampled_from([None, 0, 3])),
             max_wait_s=draw(st.sampled_from([None, 0.2])),

@@ -10,8 +10,8 @@ from sim_builders import replica
 
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.memory.errors import ImpossibleSplit
-from gpt_oss_server.simulate.inventory import Inventory, fitting, fleets, parse_gpus
-from gpt_oss_server.simulate.layout import DoesNotFit, Replica, Shape
+from gpt_oss_server.simulate.cost.layout import DoesNotFit, Replica, Shape
+from gpt_oss_server.simulate.plan.inventory import Inventory, fitting, fleets, parse_gpus
 
 
 def only(*gpus: int, gpu: str = "h100") -> Callable[[Shape], Replica]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_builders import Pretender, candidate
 
-from gpt_oss_server.simulate.knee import (
+from gpt_oss_server.simulate.plan.knee import (
     FARTHEST,
     GRID,
     Explorer,
@@ -18,7 +18,7 @@ from gpt_oss_server.simulate.knee import (
     knee,
     step_of,
 )
-from gpt_oss_server.simulate.trials import Candidate, Trial
+from gpt_oss_server.simulate.plan.trials import Candidate, Trial
 
 
 def follow(steps: Steps, bears: int) -> tuple[int | None, list[int]]:

@@ -9,9 +9,9 @@ from sim_builders import MODEL_120B, replica
 
 from gpt_oss_server.doctor.published import PUBLISHED
 from gpt_oss_server.errors import ConfigError
-from gpt_oss_server.simulate.cost import Efficiency, model_cost
-from gpt_oss_server.simulate.gpu_types import gpu_names, gpu_type, parse_gpu
-from gpt_oss_server.simulate.layout import DoesNotFit, EngineSettings, Shape, lay_out
+from gpt_oss_server.simulate.cost.gpu_types import gpu_names, gpu_type, parse_gpu
+from gpt_oss_server.simulate.cost.layout import DoesNotFit, EngineSettings, Shape, lay_out
+from gpt_oss_server.simulate.cost.roofline import Efficiency, model_cost
 
 
 def test_packaged_types_have_a_source() -> None:

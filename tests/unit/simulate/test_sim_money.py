@@ -8,8 +8,8 @@ import pytest
 from plan_builders import fleet
 
 from gpt_oss_server.errors import ConfigError
-from gpt_oss_server.simulate.gpu_types import gpu_names
-from gpt_oss_server.simulate.money import Prices, cost, read_prices
+from gpt_oss_server.simulate.cost.gpu_types import gpu_names
+from gpt_oss_server.simulate.plan.money import Prices, cost, read_prices
 
 
 def test_a_fleet_costs_what_its_gpus_cost() -> None:

@@ -13,12 +13,12 @@ from pipeline_reference import Row, Staged
 from sim_builders import MODEL_120B, replica, workload
 
 from gpt_oss_server.routing.policies import policy
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.engine import Engine
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.layout import Replica
-from gpt_oss_server.simulate.pipeline import Pipe, Round, StageTime, stage_share
-from gpt_oss_server.simulate.sequence import Sequence
+from gpt_oss_server.simulate.cost.layout import Replica
+from gpt_oss_server.simulate.cost.pipeline import Pipe, Round, StageTime, stage_share
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.replica.engine import Engine
+from gpt_oss_server.simulate.replica.sequence import Sequence
 
 
 def staged(pp: int, micro_batches: int) -> Replica:

@@ -7,20 +7,20 @@ from dataclasses import replace
 
 from plan_builders import Pretender, candidate, fleet, verdict
 
-from gpt_oss_server.simulate.fewest import Fewest
-from gpt_oss_server.simulate.fleet import Fleet
-from gpt_oss_server.simulate.found import Found
-from gpt_oss_server.simulate.gpu_types import gpu_type
-from gpt_oss_server.simulate.inventory import Refusal, parse_gpus
-from gpt_oss_server.simulate.knee import Explorer
-from gpt_oss_server.simulate.layout import Shape
-from gpt_oss_server.simulate.money import Prices
-from gpt_oss_server.simulate.plan_json import as_json
-from gpt_oss_server.simulate.plan_report import AtRate, Plan, lines
-from gpt_oss_server.simulate.rules import Rule
-from gpt_oss_server.simulate.search import Problem, search
-from gpt_oss_server.simulate.slo import Slo
-from gpt_oss_server.simulate.trials import Candidate
+from gpt_oss_server.simulate.cost.gpu_types import gpu_type
+from gpt_oss_server.simulate.cost.layout import Shape
+from gpt_oss_server.simulate.fleet.pools import Fleet
+from gpt_oss_server.simulate.plan.fewest import Fewest
+from gpt_oss_server.simulate.plan.found import Found
+from gpt_oss_server.simulate.plan.inventory import Refusal, parse_gpus
+from gpt_oss_server.simulate.plan.json_document import as_json
+from gpt_oss_server.simulate.plan.knee import Explorer
+from gpt_oss_server.simulate.plan.money import Prices
+from gpt_oss_server.simulate.plan.report import AtRate, Plan, lines
+from gpt_oss_server.simulate.plan.rules import Rule
+from gpt_oss_server.simulate.plan.search import Problem, search
+from gpt_oss_server.simulate.plan.trials import Candidate
+from gpt_oss_server.simulate.results.slo import Slo
 
 RULES = [Rule("earliest_completion"), Rule("least_request")]
 FLEETS = (fleet((4, 1)), fleet((2, 2)), fleet((2, 1), (1, 2)))

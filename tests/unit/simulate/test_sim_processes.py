@@ -8,12 +8,12 @@ from sim_builders import replica
 
 from gpt_oss_server.commands.trial_processes import ProcessRunner
 from gpt_oss_server.errors import ConfigError, StartupError
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.rules import Rule
-from gpt_oss_server.simulate.slo import Slo
-from gpt_oss_server.simulate.trials import Candidate, LocalRunner, Player, Trial
-from gpt_oss_server.simulate.workload import Request, workload_of
-from gpt_oss_server.simulate.workload_made import make_workload
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.plan.rules import Rule
+from gpt_oss_server.simulate.plan.trials import Candidate, LocalRunner, Player, Trial
+from gpt_oss_server.simulate.results.slo import Slo
+from gpt_oss_server.simulate.workload.made import make_workload
+from gpt_oss_server.simulate.workload.requests import Request, workload_of
 
 CHAT = make_workload("chat", requests_per_s=10, duration_s=6, seed=2)
 ODD = workload_of("odd", [Request(0.0, 100, 5, (1, 2))], unit_tokens=50)

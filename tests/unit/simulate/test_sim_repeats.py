@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from gpt_oss_server.simulate.repeats import repeats_json, spread
-from gpt_oss_server.simulate.slo import ClassReport, SloReport
+from gpt_oss_server.simulate.results.repeats import repeats_json, spread
+from gpt_oss_server.simulate.results.slo import ClassReport, SloReport
 
 
 def report(met: int, ttft_s: float | None, goodput: float) -> SloReport:

@@ -13,14 +13,14 @@ from sim_builders import replica, workload
 from gpt_oss_server.admission.core import AdmissionCounts
 from gpt_oss_server.dispatch import desk
 from gpt_oss_server.routing.policies import policy
-from gpt_oss_server.simulate import reservation
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.layout import Replica
-from gpt_oss_server.simulate.reservation import Reservation
-from gpt_oss_server.simulate.sequence import DECODING, Sequence
-from gpt_oss_server.simulate.server import Server
-from gpt_oss_server.simulate.workload import Request, workload_of
+from gpt_oss_server.simulate.cost.layout import Replica
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.replica import reservation
+from gpt_oss_server.simulate.replica.reservation import Reservation
+from gpt_oss_server.simulate.replica.sequence import DECODING, Sequence
+from gpt_oss_server.simulate.replica.server import Server
+from gpt_oss_server.simulate.workload.requests import Request, workload_of
 
 
 class ToldEveryToken(Reservation):

@@ -19,12 +19,12 @@ from gpt_oss_server.routing.policies.reports import (
     with_started,
 )
 from gpt_oss_server.routing.policies.view import Ask, Ranked, ReplicaState
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.fleet import Failure, Fleet, Pool
-from gpt_oss_server.simulate.roster import Roster
-from gpt_oss_server.simulate.sequence import Sequence as Seq
-from gpt_oss_server.simulate.workload import Request
-from gpt_oss_server.simulate.workload_made import make_workload
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Failure, Fleet, Pool
+from gpt_oss_server.simulate.fleet.roster import Roster
+from gpt_oss_server.simulate.replica.sequence import Sequence as Seq
+from gpt_oss_server.simulate.workload.made import make_workload
+from gpt_oss_server.simulate.workload.requests import Request
 
 TWO = Fleet((Pool(replica(), 2),))
 

@@ -9,14 +9,14 @@ from plan_builders import fleet, made
 from sim_builders import replica, workload
 
 from gpt_oss_server.routing.policies import policy
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.layout import Shape
-from gpt_oss_server.simulate.rough import Rough, sample
-from gpt_oss_server.simulate.slo import Slo, SloClass, judge
-from gpt_oss_server.simulate.sweep import capacity
-from gpt_oss_server.simulate.workload import Request, workload_of
-from gpt_oss_server.simulate.workload_made import make_workload
+from gpt_oss_server.simulate.cost.layout import Shape
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.plan.rough import Rough, sample
+from gpt_oss_server.simulate.results.slo import Slo, SloClass, judge
+from gpt_oss_server.simulate.results.sweep import capacity
+from gpt_oss_server.simulate.workload.made import make_workload
+from gpt_oss_server.simulate.workload.requests import Request, workload_of
 
 CHAT = make_workload("chat", requests_per_s=20, duration_s=40, seed=1)
 

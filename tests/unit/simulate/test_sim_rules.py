@@ -7,8 +7,14 @@ from plan_builders import fleet
 
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.routing.policies.sizing import LengthRanges, Triggers
-from gpt_oss_server.simulate.rules import PREFERRED, Rule, balanced_bounds, check_names, rules_for
-from gpt_oss_server.simulate.workload import Request
+from gpt_oss_server.simulate.plan.rules import (
+    PREFERRED,
+    Rule,
+    balanced_bounds,
+    check_names,
+    rules_for,
+)
+from gpt_oss_server.simulate.workload.requests import Request
 
 TEN = [Request(float(i), 1000 * (i + 1), 10) for i in range(10)]
 

@@ -13,11 +13,11 @@ from gpt_oss_server.engine.kv_space import GroupSpec, KvSpace
 from gpt_oss_server.engine.order import prefill_order
 from gpt_oss_server.engine.sequence import Sequence as RealSequence
 from gpt_oss_server.engine.step_cost import StepCost
-from gpt_oss_server.simulate.decoders import Decoders
-from gpt_oss_server.simulate.kv_pool import KvPool
-from gpt_oss_server.simulate.layout import EngineSettings
-from gpt_oss_server.simulate.scheduler import Scheduler
-from gpt_oss_server.simulate.sequence import DECODING, GONE, Sequence
+from gpt_oss_server.simulate.cost.layout import EngineSettings
+from gpt_oss_server.simulate.replica.decoders import Decoders
+from gpt_oss_server.simulate.replica.kv_pool import KvPool
+from gpt_oss_server.simulate.replica.scheduler import Scheduler
+from gpt_oss_server.simulate.replica.sequence import DECODING, GONE, Sequence
 from gpt_oss_server.types import Job, SamplingParams
 
 Step = dict[int, int]
@@ -36,6 +36,8 @@ class Case:
     share: float
     even: float
     jobs: list[tuple[int, int, int]] = field(default_factory=list)
+    prompts: list[list[int]] = field(default_factory=list)
+    """Of each job, where prompts share beginnings and what was computed is cached."""
 
 
 @st.composite
@@ -63,6 +65,33 @@ def cases(draw: st.DrawFn) -> Case:
     return case
 
 
+@st.composite
+def sharing_cases(draw: st.DrawFn) -> Case:
+    """Prompts that share beginnings of some length and come in bursts; memory for all of them, so
+    that nothing cached is lost (which goes first differs: blocks there, units here), but few slots
+    and small budgets."""
+    block_size = draw(st.sampled_from([2, 4]))
+    slots = draw(st.integers(2, 6))
+    case = Case(
+        0,
+        block_size,
+        slots,
+        draw(st.integers(slots + 4, slots + 40)),
+        draw(st.sampled_from(["shortest", "shortest", "fcfs"])),
+        draw(st.sampled_from([0.25, 0.25, 0.0])),
+        draw(st.sampled_from([float("inf"), 30.0])),
+    )
+    step = 0
+    for number in range(draw(st.integers(3, 14))):
+        step += draw(st.sampled_from([0, 0, 0, 1, 2]))
+        head, tail = draw(st.integers(0, 6)), draw(st.integers(1, 8 * block_size))
+        shared = [token for token in range(head) for _ in range(block_size)]
+        case.prompts.append(shared + [100 + number] * tail)
+        case.jobs.append((step, len(case.prompts[-1]), draw(st.sampled_from([1, 2, 12]))))
+    case.blocks = sum(prompt + answer for _, prompt, answer in case.jobs)
+    return case
+
+
 def real_steps(case: Case) -> list[Step]:
     """What `engine.batcher` computes, with a stand-in for the model."""
     kv = KvSpace(
@@ -70,7 +99,7 @@ def real_steps(case: Case) -> list[Step]:
         block_size=case.block_size,
         max_num_seqs=case.max_num_seqs,
         max_model_len=case.blocks * case.block_size + 1,
-        prefix_caching=False,
+        prefix_caching=bool(case.prompts),
     )
     order = prefill_order(case.order, case.share)
     batcher = Batcher(kv, order, case.max_batch_tokens, StepCost(case.even))
@@ -79,7 +108,8 @@ def real_steps(case: Case) -> list[Step]:
     while coming or batcher.running or batcher.waiting:
         while coming and coming[0][1][0] <= len(steps):
             arrival, (_, prompt, answer) = coming.pop(0)
-            job = Job(id="", prompt=[0] * prompt, sampling=SamplingParams(max_tokens=answer))
+            tokens_in = case.prompts[arrival] if case.prompts else [0] * prompt
+            job = Job(id="", prompt=tokens_in, sampling=SamplingParams(max_tokens=answer))
             batcher.add(
                 RealSequence.create(
                     arrival,
@@ -97,7 +127,7 @@ def real_steps(case: Case) -> list[Step]:
         for place, (seq, tokens) in enumerate(zip(batch.seqs, batch.tokens, strict=True)):
             kv.advance(seq, tokens)
             if place in sampling:
-                seq.append(0)
+                seq.append(9)
                 if seq.output_len == seq.max_tokens:
                     batcher.remove(seq)
     return steps
@@ -111,17 +141,19 @@ def simulated_steps(case: Case) -> list[Step]:
         block_size=case.block_size,
         prefill_order=case.order,
         oldest_share=case.share,
-        prefix_caching=False,
+        prefix_caching=bool(case.prompts),
     )
-    pool = KvPool(case.blocks, 0)
-    scheduler = Scheduler(limits, pool, 0, case.even)
+    unit = case.block_size if case.prompts else 0
+    pool = KvPool(case.blocks, 1 if unit else 0)
+    scheduler = Scheduler(limits, pool, unit, case.even)
     coming = list(case.jobs)
     live: list[Sequence] = []
     steps: list[Step] = []
     while coming or scheduler.running or len(scheduler.waiting):
         while coming and coming[0][0] <= len(steps):
             _, prompt, answer = coming.pop(0)
-            seq = Sequence(0, 0.0, prompt, answer)
+            units = units_of(case, len(live)) if unit else ()
+            seq = Sequence(0, 0.0, prompt, answer, units)
             scheduler.add(seq)
             live.append(seq)
         grants = scheduler.plan()
@@ -146,6 +178,13 @@ def simulated_steps(case: Case) -> list[Step]:
     return steps
 
 
+def units_of(case: Case, job: int) -> tuple[int, ...]:
+    """Names of the complete blocks of a prompt, by all tokens up to their ends."""
+    prompt = case.prompts[job]
+    ends = range(case.block_size, len(prompt) + 1, case.block_size)
+    return tuple(hash(tuple(prompt[:end])) for end in ends)
+
+
 def check_counts(case: Case, scheduler: Scheduler, live: list[Sequence]) -> None:
     """Sums kept in closed form equal the count of every sequence; the pool holds them all."""
     decoders = scheduler.decoders
@@ -155,6 +194,8 @@ def check_counts(case: Case, scheduler: Scheduler, live: list[Sequence]) -> None
     assert decoders.context_tokens == sum(lengths)
     held = sum(-(-n // case.block_size) for n in lengths)
     held += sum(s.held for s in scheduler.prefilling)
+    shares = [unit for s in live for unit in s.shares]
+    held -= len(shares) - len(set(shares))
     assert scheduler.pool.referenced == held <= case.blocks
 
 
@@ -163,6 +204,15 @@ def check_counts(case: Case, scheduler: Scheduler, live: list[Sequence]) -> None
 def test_the_same_decisions_as_the_real_batcher(case: Case) -> None:
     """Whoever computes, and how many tokens, is the same in every step: chunks, order, admission,
     preemption, whatever runs dry."""
+    real = [sorted(step.items()) for step in real_steps(case)]
+    simulated = [sorted(step.items()) for step in simulated_steps(case)]
+    assert simulated == real
+
+
+@settings(max_examples=300)
+@given(sharing_cases())
+def test_the_same_decisions_where_prompts_share_beginnings(case: Case) -> None:
+    """The same where what was computed once is found cached, or is being computed."""
     real = [sorted(step.items()) for step in real_steps(case)]
     simulated = [sorted(step.items()) for step in simulated_steps(case)]
     assert simulated == real

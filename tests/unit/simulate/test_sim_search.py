@@ -8,12 +8,12 @@ import pytest
 from plan_builders import Pretender, candidate, fleet
 
 from gpt_oss_server.errors import ConfigError, StartupError
-from gpt_oss_server.simulate.fleet import Fleet
-from gpt_oss_server.simulate.found import Found
-from gpt_oss_server.simulate.knee import GRID, Explorer
-from gpt_oss_server.simulate.rules import Rule
-from gpt_oss_server.simulate.search import Problem, search
-from gpt_oss_server.simulate.trials import Candidate
+from gpt_oss_server.simulate.fleet.pools import Fleet
+from gpt_oss_server.simulate.plan.found import Found
+from gpt_oss_server.simulate.plan.knee import GRID, Explorer
+from gpt_oss_server.simulate.plan.rules import Rule
+from gpt_oss_server.simulate.plan.search import Problem, search
+from gpt_oss_server.simulate.plan.trials import Candidate
 
 FLEETS = (
     fleet((8, 1)),

@@ -8,10 +8,10 @@ from sim_builders import replica
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.routing.policies import policy
 from gpt_oss_server.routing.policies.view import RankingPolicy
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.slo import Slo, SloClass
-from gpt_oss_server.simulate.sweep import capacity, clairvoyant_goodput, load_point
-from gpt_oss_server.simulate.workload_made import make_workload
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.results.slo import Slo, SloClass
+from gpt_oss_server.simulate.results.sweep import capacity, clairvoyant_goodput, load_point
+from gpt_oss_server.simulate.workload.made import make_workload
 
 ASKED = make_workload("chat", requests_per_s=10, duration_s=30, seed=4)
 FLEET = Fleet((Pool(replica(), 1),))

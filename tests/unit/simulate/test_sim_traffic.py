@@ -6,9 +6,9 @@ import pytest
 from sim_builders import workload
 
 from gpt_oss_server.errors import ConfigError
-from gpt_oss_server.simulate.effort import LEAST_BASE, LEAST_SHORT, STRETCH, Effort, effort
-from gpt_oss_server.simulate.traffic import Source, busiest, traffics
-from gpt_oss_server.simulate.workload import Request, Workload, workload_of
+from gpt_oss_server.simulate.plan.effort import LEAST_BASE, LEAST_SHORT, STRETCH, Effort, effort
+from gpt_oss_server.simulate.plan.traffic import Source, busiest, traffics
+from gpt_oss_server.simulate.workload.requests import Request, Workload, workload_of
 
 
 def calm_then_busy(calm: int = 100, busy: int = 50) -> Workload:

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from gpt_oss_server.errors import ConfigError, StartupError
-from gpt_oss_server.simulate.workload import Request, workload_of
-from gpt_oss_server.simulate.workload_files import read_workload
-from gpt_oss_server.simulate.workload_made import (
+from gpt_oss_server.simulate.workload.files import read_workload
+from gpt_oss_server.simulate.workload.made import (
     MIXES,
     Arrivals,
     Kind,
     Lengths,
     make_workload,
 )
+from gpt_oss_server.simulate.workload.requests import Request, workload_of
 
 
 def lines(path: Path, *rows: object) -> Path:

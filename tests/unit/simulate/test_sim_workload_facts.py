@@ -6,9 +6,9 @@ import hashlib
 
 from sim_builders import workload
 
-from gpt_oss_server.simulate.workload import Problems, Workload
-from gpt_oss_server.simulate.workload_facts import digest, workload_facts
-from gpt_oss_server.simulate.workload_made import make_workload
+from gpt_oss_server.simulate.workload.facts import digest, workload_facts
+from gpt_oss_server.simulate.workload.made import make_workload
+from gpt_oss_server.simulate.workload.requests import Problems, Workload
 
 
 def test_lengths_and_problems() -> None:

@@ -19,9 +19,9 @@ from gpt_oss_server.simulate.calibrate.judging import Spread, Verdict
 from gpt_oss_server.simulate.calibrate.likeness import UNKNOWN, replica_like
 from gpt_oss_server.simulate.calibrate.served import Served
 from gpt_oss_server.simulate.calibrate.trial import Measured, Row, Trial
-from gpt_oss_server.simulate.cost import Efficiency, ModelCost
-from gpt_oss_server.simulate.gpu_types import GpuType, parse_gpu
-from gpt_oss_server.simulate.layout import EngineSettings, Replica, Shape, lay_out
+from gpt_oss_server.simulate.cost.gpu_types import GpuType, parse_gpu
+from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape, lay_out
+from gpt_oss_server.simulate.cost.roofline import Efficiency, ModelCost
 
 FORMAT = "gpt-oss-server calibration, version 1"
 _FIELDS = ("format", "made_at", "source", "model", "server", "gpu", "tp", "pp", "efficiency")

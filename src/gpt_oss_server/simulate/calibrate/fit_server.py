@@ -27,8 +27,8 @@ from gpt_oss_server.simulate.calibrate.judging import Verdict, judge_fit
 from gpt_oss_server.simulate.calibrate.likeness import UNKNOWN, replica_like
 from gpt_oss_server.simulate.calibrate.served import Served
 from gpt_oss_server.simulate.calibrate.trial import Measured
-from gpt_oss_server.simulate.cost import Efficiency, ModelCost, ReplicaCost
-from gpt_oss_server.simulate.layout import Shape
+from gpt_oss_server.simulate.cost.layout import Shape
+from gpt_oss_server.simulate.cost.roofline import Efficiency, ModelCost, ReplicaCost
 
 LEAST_LOOPS = 3
 _BARE = Efficiency(

@@ -19,17 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_oss_server.errors import ConfigError
-from gpt_oss_server.simulate.calibrate.forward import foreseen
-from gpt_oss_server.simulate.calibrate.trial import Figures, Measured
-from gpt_oss_server.simulate.calibration import (
+from gpt_oss_server.simulate.calibrate.calibration import (
     TTFT_CONCURRENCY,
     Point,
     closed_loop_tpot,
     closed_loop_ttft,
 )
-from gpt_oss_server.simulate.cost import Efficiency, ReplicaCost, Terms
-from gpt_oss_server.simulate.layout import Replica
-from gpt_oss_server.simulate.least_errors import least_absolute
+from gpt_oss_server.simulate.calibrate.forward import foreseen
+from gpt_oss_server.simulate.calibrate.least_errors import least_absolute
+from gpt_oss_server.simulate.calibrate.trial import Figures, Measured
+from gpt_oss_server.simulate.cost.layout import Replica
+from gpt_oss_server.simulate.cost.roofline import Efficiency, ReplicaCost, Terms
 
 Array = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]

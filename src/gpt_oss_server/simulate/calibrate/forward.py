@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 
 from gpt_oss_server.routing.policies import policy
 from gpt_oss_server.simulate.calibrate.trial import Figures, Measured, Row, steady_figures
-from gpt_oss_server.simulate.cluster import simulate
-from gpt_oss_server.simulate.fleet import Fleet, Pool
-from gpt_oss_server.simulate.layout import Replica
-from gpt_oss_server.simulate.workload import Request, workload_of
+from gpt_oss_server.simulate.cost.layout import Replica
+from gpt_oss_server.simulate.fleet.cluster import simulate
+from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
+from gpt_oss_server.simulate.workload.requests import Request, workload_of
 
 BETWEEN_PASSES_S = 3600.0
 """Simulated time between two passes of a loop: all is idle by then."""

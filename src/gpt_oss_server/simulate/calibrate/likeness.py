@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from gpt_oss_server.simulate.calibrate.served import OWN, Served
-from gpt_oss_server.simulate.cost import Efficiency, ModelCost
-from gpt_oss_server.simulate.gpu_types import GpuType
-from gpt_oss_server.simulate.layout import EngineSettings, Replica, Shape, lay_out
+from gpt_oss_server.simulate.cost.gpu_types import GpuType
+from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape, lay_out
+from gpt_oss_server.simulate.cost.roofline import Efficiency, ModelCost
 
 UNKNOWN = "measured"
 _DEFAULTS = EngineSettings()

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt_oss_server.simulate import number_text as text
 from gpt_oss_server.simulate.html.markup import Child, Markup, element, joined
 from gpt_oss_server.simulate.html.tables import exact, row, table
+from gpt_oss_server.simulate.results import number_text as text
 
 
 def title(document: Mapping[str, Any]) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gpt_oss_server.simulate import number_text as text
-from gpt_oss_server.simulate.figures import CURVE_PERCENTILES
 from gpt_oss_server.simulate.html.markup import Markup, element
 from gpt_oss_server.simulate.html.plot import Plot
 from gpt_oss_server.simulate.html.policies import Drawn
 from gpt_oss_server.simulate.html.scales import Stretched, logarithmic
 from gpt_oss_server.simulate.html.tables import quantiles
+from gpt_oss_server.simulate.results import number_text as text
+from gpt_oss_server.simulate.results.figures import CURVE_PERCENTILES
 
 WIDTH, HEIGHT = 372.0, 246.0
 _SHARES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt_oss_server.simulate import number_text as text
 from gpt_oss_server.simulate.html.markup import Markup, element
 from gpt_oss_server.simulate.html.plot import Plot, text_width
 from gpt_oss_server.simulate.html.policies import Drawn, key
 from gpt_oss_server.simulate.html.scales import Stretched, from_zero
 from gpt_oss_server.simulate.html.tables import exact, row, table
+from gpt_oss_server.simulate.results import number_text as text
 
 WIDTH, HEIGHT = 372.0, 260.0
 _OFFERED = "requests per second offered"

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt_oss_server.simulate import number_text as text
 from gpt_oss_server.simulate.html.markup import Child, Markup, element
 from gpt_oss_server.simulate.html.plot import Margins, Plot
 from gpt_oss_server.simulate.html.policies import Drawn
 from gpt_oss_server.simulate.html.scales import Linear
 from gpt_oss_server.simulate.html.tables import row, table
+from gpt_oss_server.simulate.results import number_text as text
 
 WIDTH, HEIGHT = 560.0, 190.0
 POOL_STYLES = 6

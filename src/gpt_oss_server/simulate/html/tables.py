@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gpt_oss_server.simulate import number_text as text
 from gpt_oss_server.simulate.html.markup import Child, Markup, element, joined
 from gpt_oss_server.simulate.html.policies import Drawn, key
-from gpt_oss_server.simulate.report import busy_text, range_text
+from gpt_oss_server.simulate.results import number_text as text
+from gpt_oss_server.simulate.results.report import busy_text, range_text
 
 MOST_REPLICAS = 64
 """Rows of the replicas' table; beyond, the least and the most busy stand for all."""

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from gpt_oss_server.simulate import number_text as text
-from gpt_oss_server.simulate.figures import AS_PROMISED, TOO_LATE
 from gpt_oss_server.simulate.html.markup import Markup, element, joined, short
 from gpt_oss_server.simulate.html.plot import Margins, Plot
 from gpt_oss_server.simulate.html.policies import Drawn
 from gpt_oss_server.simulate.html.scales import Linear, from_zero, whole
+from gpt_oss_server.simulate.results import number_text as text
+from gpt_oss_server.simulate.results.figures import AS_PROMISED, TOO_LATE
 
 WIDTH = 1140.0
 LEFT = 118.0

@@ -1,0 +1,1 @@
+"""What a model costs on GPUs: bytes, operations and seconds of a step; what fits."""

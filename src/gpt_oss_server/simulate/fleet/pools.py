@@ -1,0 +1,68 @@
+"""What a simulated fleet consists of, and when parts of it are gone.
+
+Knows: pools of replicas, failures. Does not know: requests, policies, events.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpt_oss_server.errors import ConfigError
+from gpt_oss_server.simulate.cost.layout import Replica
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`count` replicas of one shape."""
+
+    replica: Replica
+    count: int
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"a pool needs at least one replica, not {self.count}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Replica number `replica` (over all pools, in order) dies at a moment and is back, empty,
+    after `for_s`."""
+
+    replica: int
+    at_s: float
+    for_s: float = math.inf
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Pools in order. Raises ConfigError without any."""
+
+    pools: tuple[Pool, ...]
+
+    def __post_init__(self) -> None:
+        if not self.pools:
+            raise ConfigError("a fleet needs at least one pool")
+
+    @property
+    def gpus(self) -> int:
+        return sum(pool.count * pool.replica.shape.gpus for pool in self.pools)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(f"{pool.count}×{pool.replica.shape.name}" for pool in self.pools)
+
+
+def interruptions(failures: Sequence[Failure], members: int) -> list[tuple[float, int, int]]:
+    """(moment, 0 for a death and 1 for a return, replica), in no order. Raises ConfigError for a
+    replica that a fleet of so many does not have."""
+    found: list[tuple[float, int, int]] = []
+    for failure in failures:
+        if not 0 <= failure.replica < members:
+            raise ConfigError(f"no replica {failure.replica}: the fleet has {members}")
+        found.append((failure.at_s, 0, failure.replica))
+        if math.isfinite(failure.for_s):
+            found.append((failure.at_s + failure.for_s, 1, failure.replica))
+    return found

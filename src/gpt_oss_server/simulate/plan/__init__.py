@@ -1,0 +1,1 @@
+"""The search for a layout and a policy: candidates, trials, knees, money, what is proposed."""

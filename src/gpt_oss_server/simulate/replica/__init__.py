@@ -1,0 +1,1 @@
+"""One simulated replica: admission, queue, scheduler, blocks."""

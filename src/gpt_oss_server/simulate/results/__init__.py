@@ -1,0 +1,1 @@
+"""What came of runs: columns, promises, sweeps, intervals, text and JSON."""
