@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
+import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from gpt_oss_server.errors import ConfigError, StartupError
@@ -161,9 +163,29 @@ def test_files_that_are_no_workload(tmp_path: Path) -> None:
         read_workload(lines(tmp_path / "y.jsonl"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is there")
-def test_parquet_needs_a_package(tmp_path: Path) -> None:
+def test_parquet_is_read_like_json_lines(tmp_path: Path) -> None:
+    """The same requests, lists of hashes and problems, whichever of the two holds them; a file that
+    is none says so."""
+    rows = [
+        {"arrival_s": 0.0, "input_tokens": 600, "output_tokens": 3, "hash_ids": [7, 8]},
+        {"arrival_s": 1.5, "input_tokens": 20, "output_tokens": None, "hash_ids": []},
+        {"arrival_s": 2.5, "input_tokens": 20, "output_tokens": 9, "hash_ids": [9]},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    stored = read_workload(tmp_path / "t.parquet")
+    plain = read_workload(lines(tmp_path / "t.jsonl", *rows))
+    assert stored.requests == plain.requests
+    assert [r.output_tokens for r in stored.requests] == [3, 9]
+    assert stored.problems.counts == plain.problems.counts
+    assert "row 2" in str(stored.problems.examples)
+    (tmp_path / "no.parquet").write_bytes(b"PAR1")
+    with pytest.raises(StartupError, match="as parquet"):
+        read_workload(tmp_path / "no.parquet")
+
+
+def test_parquet_needs_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the error says which, and what else to do."""
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     path = tmp_path / "t.parquet"
     path.write_bytes(b"PAR1")
     with pytest.raises(StartupError, match="needs the package pyarrow"):

@@ -99,8 +99,8 @@ def _parquet_rows(path: Path) -> Rows:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise StartupError(
-            f"{path}: reading parquet needs the package pyarrow (pip install pyarrow), or convert "
-            "the file to CSV or JSON lines"
+            f"{path}: reading parquet needs the package pyarrow "
+            "(pip install 'gpt-oss-hf-server[parquet]'), or convert the file to CSV or JSON lines"
         ) from error
     try:
         rows = parquet.read_table(path).to_pylist()
