@@ -14,7 +14,7 @@ JOBS ?= 2
 # The release whose numbers the tests and benchmarks were taken with; newer ones are allowed.
 TORCH ?= 2.13.0
 
-.PHONY: help setup run test test-all check format docs bench bench-engine lock clean
+.PHONY: help setup run test test-all check format docs bench bench-engine bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -57,6 +57,12 @@ bench: bench-engine  ## every benchmark
 
 bench-engine: setup  ## our engine against transformers; writes benchmarks/results/
 	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+bench-gpu:  ## the table of docs/performance.md on one GPU; flags in ARGS
+	@if test -x $(BIN)/python; then exec $(BIN)/python benchmarks/gpu/run.py $(ARGS); \
+	elif $(PYTHON) -c 'import torch, transformers, triton' 2>/dev/null; \
+	then exec $(PYTHON) benchmarks/gpu/run.py $(ARGS); \
+	else $(MAKE) setup && exec $(BIN)/python benchmarks/gpu/run.py $(ARGS); fi
 
 lock:  ## write constraints.txt anew from the latest releases that pyproject.toml allows
 	$(PYTHON) -m venv build/lock
