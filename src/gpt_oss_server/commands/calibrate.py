@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gpt_oss_server.measure.session import Found, Wanted
     from gpt_oss_server.simulate.calibrate.calibration_file import Calibration
     from gpt_oss_server.simulate.calibrate.served import Served
+    from gpt_oss_server.simulate.cost.gpu_types import GpuType
     from gpt_oss_server.simulate.cost.layout import Shape
 
 SUMMARY = "Measure a running server in minutes, so that ones like it can be simulated."
@@ -75,6 +76,7 @@ def run(arguments: Arguments) -> int:
     from gpt_oss_server.simulate.calibrate.calibration_file import as_yaml, told
 
     wanted = _wanted(arguments)
+    inputs.check_writable(arguments, "output")
     with closing(Progress()) as progress:
         progress.begin("measuring")
         found = asyncio.run(measure(wanted, _say, progress.tell))
@@ -181,20 +183,29 @@ def _shape(arguments: Arguments, served: Served) -> Shape:
 
 def _gpu_of(served: Served) -> str:
     """The packaged type of the GPU that the server names. Raises ConfigError."""
-    from gpt_oss_server.simulate.cost.gpu_types import gpu_names
+    from gpt_oss_server.simulate.cost.gpu_types import gpu_names, gpu_type
 
     if served.device == "cpu":
         return UNKNOWN_GPU
-    words = re.split(r"[^a-z0-9]+", (served.gpu_name or "").lower())
+    said = (served.gpu_name or "").lower()
+    words = re.split(r"[^a-z0-9]+", said)
     pairs = [a + b for a, b in pairwise(words)]
     for name in gpu_names():
-        if name in words or name in pairs:
+        if (name in words or name in pairs) and _is_as_large(said, gpu_type(name)):
             return name
     what = f"a {served.gpu_name}" if served.gpu_name else "a GPU that it does not name"
     raise ConfigError(
         f"the server runs on {what}: say --gpu TYPE ({', '.join(gpu_names())}, a .yaml file), or "
         "--gpu unknown"
     )
+
+
+def _is_as_large(said: str, gpu: GpuType) -> bool:
+    """Whether a driver's name for a GPU, where it says its memory, says about the type's: there are
+    an A100 of 40 GB and one of 80. A laptop's is smaller without saying so."""
+    stated = re.search(r"(\d+) ?gb", said)
+    near = stated is None or abs(int(stated[1]) * (1 << 30) / gpu.memory_bytes - 1.0) < 0.1
+    return near and "laptop" not in said
 
 
 def _head(calibration: Calibration) -> str:

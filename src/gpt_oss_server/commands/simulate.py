@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 SUMMARY = "Replay a workload on a fleet of GPUs that need not be there."
 SAMPLES = 600
 """Looks at the fleet while requests come, where `--sample-every` does not say how often."""
+LEAST_SAMPLE_EVERY_S = 0.05
+"""However fast requests come, their answers take their time, during which looks go on."""
+MOST_SAMPLES = 100_000
+"""More than are ever drawn, and few enough to be held."""
+LEAST_VIEW_AGE_S = 1e-6
 _OUTPUTS = ("json", "html")
 
 Arguments = Mapping[str, object]
@@ -82,6 +87,7 @@ def run(arguments: Arguments) -> int:
     to_stdout = [name for name in _OUTPUTS if arguments[name] == "-"]
     if len(to_stdout) > 1:
         raise ConfigError("only one of --json and --html can go to stdout")
+    inputs.check_writable(arguments, *_OUTPUTS)
     model = inputs.simulated_model(arguments)
     question = _question(arguments, inputs.fleet(arguments, model))
     document = _document(arguments, model.name, question)
@@ -144,17 +150,22 @@ def _clients(arguments: Arguments) -> int | None:
 
 def _view_age_s(arguments: Arguments) -> float:
     age_s = inputs.number(arguments, "view_age")
-    if not 0 <= age_s < float("inf"):
-        raise ConfigError(f"--view-age must be at least 0, not {age_s:g}")
+    if not (age_s == 0 or age_s >= LEAST_VIEW_AGE_S):
+        raise ConfigError(f"--view-age must be 0 or at least {LEAST_VIEW_AGE_S:g}, not {age_s:g}")
     return age_s
 
 
 def _sample_every_s(arguments: Arguments, workload: Workload) -> float:
     given = inputs.optional_number(arguments, "sample_every")
     if given is None:
-        return workload.duration_s / SAMPLES or 1.0
+        return max(workload.duration_s / SAMPLES, LEAST_SAMPLE_EVERY_S)
     if not given > 0:
         raise ConfigError(f"--sample-every must be above 0, not {given:g}")
+    if workload.duration_s / given > MOST_SAMPLES:
+        raise ConfigError(
+            f"--sample-every {given:g}: more than {MOST_SAMPLES} looks at the fleet in "
+            f"{workload.duration_s:g} s"
+        )
     return given
 
 
@@ -252,6 +263,7 @@ def _print(question: Question, rows: Sequence[Played]) -> None:
     print("\n".join(table([row[:3] for row in rows])))
     for row in rows:
         if "capacity_per_s" in row.figures:
-            print(f"{row.name}: bears {per_second(row.figures['capacity_per_s'])}")
+            least = "at least " if row.figures["sweep"]["endless"] else ""
+            print(f"{row.name}: bears {least}{per_second(row.figures['capacity_per_s'])}")
     if question.draws:
         print("\n".join(repeats_table({row.name: row.figures["repeats"] for row in rows})))

@@ -7,9 +7,10 @@ know: what is done with it. Everything heavy is imported when it is asked for.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,19 +212,31 @@ def workload(arguments: Arguments) -> Workload:
     from gpt_oss_server.simulate.workload.made import MIXES, make_workload
 
     name = str(arguments["workload"])
+    load = number(arguments, "load")
+    if not load > 0:
+        raise ConfigError(f"--load must be above 0, not {load:g}")
     if name in MIXES:
+        rate, duration_s = number(arguments, "rate"), number(arguments, "duration")
+        for flag, value in (("--rate", rate), ("--duration", duration_s)):
+            if not value > 0:
+                raise ConfigError(f"{flag} must be above 0, not {value:g}")
         made = make_workload(
             name,
-            requests_per_s=number(arguments, "rate"),
-            duration_s=number(arguments, "duration"),
+            requests_per_s=rate,
+            duration_s=duration_s,
             seed=integer(arguments, "seed"),
         )
+        if not made.requests:
+            raise ConfigError(
+                f"--workload {name}: no request comes in {duration_s:g} s at {rate:g} a second: "
+                "give a larger --rate or --duration"
+            )
     else:
         path = Path(name)
         if not path.suffix and not path.exists():
             raise ConfigError(f"--workload {name}: no file, and no mix ({', '.join(MIXES)})")
         made = read_workload(path)
-    return made.at_load(number(arguments, "load"))
+    return made.at_load(load)
 
 
 def promises(arguments: Arguments) -> Slo:
@@ -233,7 +246,10 @@ def promises(arguments: Arguments) -> Slo:
 
     rows = parse_slo(str(arguments["slo"]))
     labels = ("short", "long") if len(rows) == 2 else tuple(f"≤{row[0]:g}" for row in rows)
-    return Slo(tuple(SloClass(label, *row) for label, row in zip(labels, rows, strict=True)))
+    try:
+        return Slo(tuple(SloClass(label, *row) for label, row in zip(labels, rows, strict=True)))
+    except ConfigError as error:
+        raise ConfigError(f"--slo {arguments['slo']}: {error}") from error
 
 
 def write_json(target: object, content: Mapping[str, Any]) -> None:
@@ -254,13 +270,34 @@ def write_text(target: object, text: str) -> None:
         raise StartupError(f"cannot write {target}: {error.strerror}") from error
 
 
-def show_progress(done: int, total: int) -> None:
-    """A bar on stderr where that is a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return
-    filled = 40 * done // max(1, total)
-    end = "\r" if done < total else "\r\x1b[K"
-    print(f"[{'#' * filled}{' ' * (40 - filled)}] {done}/{total}", end=end, file=sys.stderr)
+def check_writable(arguments: Arguments, *names: str) -> None:
+    """That the files of these flags can be written, before any work is done for them; nothing is
+    written yet. Raises StartupError, and ConfigError where two are the same file."""
+    seen: dict[Path, str] = {}
+    for name in names:
+        given = arguments[name]
+        if given is None or given == "-":
+            continue
+        path = Path(str(given))
+        reason = _unwritable(path)
+        if reason is not None:
+            raise StartupError(f"--{name}: cannot write {given}: {reason}")
+        other = seen.setdefault(path.absolute(), name)
+        if other != name:
+            raise ConfigError(f"--{other} and --{name} are the same file, {given}")
+
+
+def _unwritable(path: Path) -> str | None:
+    """Why a file cannot be written, as far as can be told without writing it."""
+    try:
+        if path.is_dir():
+            return os.strerror(errno.EISDIR)
+        if not path.exists() and not path.parent.is_dir():
+            return os.strerror(errno.ENOENT)
+        place = path if path.exists() else path.parent
+        return None if os.access(place, os.W_OK) else os.strerror(errno.EACCES)
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def names(given: object) -> list[str]:
@@ -274,8 +311,11 @@ def integer(arguments: Arguments, name: str) -> int:
 
 
 def number(arguments: Arguments, name: str) -> float:
-    """A flag's number."""
-    return float(str(arguments[name]))
+    """A flag's number. Raises ConfigError for one that is none, or has no end."""
+    value = float(str(arguments[name]))
+    if not math.isfinite(value):
+        raise ConfigError(f"--{name.replace('_', '-')} must be a finite number, not {value}")
+    return value
 
 
 def optional_integer(arguments: Arguments, name: str) -> int | None:

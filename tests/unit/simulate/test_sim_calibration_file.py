@@ -63,7 +63,7 @@ def changed(**fields: object) -> str:
         ("a: [", "while parsing a flow node"),
         ("a: 1", "no calibration file (format must be: gpt-oss-server calibration, version 1)"),
         (changed(speed=1), "unknown field speed"),
-        (changed(efficiency={"overhead": -1}), "efficiency: overhead must not be negative"),
+        (changed(efficiency={"overhead": -1}), "efficiency: overhead must be finite, and not"),
         (changed(efficiency={"overhead": "x"}), "could not convert string to float: 'x'"),
         (changed(efficiency={"zeal": 1.0}), "efficiency: unknown field zeal"),
         (changed(efficiency=3), "efficiency is not a mapping of fields"),

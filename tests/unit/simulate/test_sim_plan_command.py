@@ -12,6 +12,7 @@ import yaml
 
 from gpt_oss_server import cli
 from gpt_oss_server.commands import plan as command
+from gpt_oss_server.simulate.cost.gpu_types import gpu_type
 
 PAGE = Path(__file__).parents[3] / "docs" / "planning.md"
 QUICK = ("--workload", "chat", "--budget-s", "3", "--jobs", "1", "--seeds", "2")
@@ -60,25 +61,40 @@ def test_a_log_and_a_number_of_gpus_become_a_layout(
         line.startswith("Fewest GPUs that keep the promises at this pace, in what is played: 1 (")
         for line in lines
     )
-    assert any(line.startswith("  Does not fit: h100-tp2, ") for line in lines)
-    assert "  CUDA_VISIBLE_DEVICES=0 gpt-oss-server serve --model 120b --gpu-mode single" in out
+    serve = "gpt-oss-server serve --model 120b --gpu-mode tensor --gpus 2"
+    assert f"  CUDA_VISIBLE_DEVICES=0,1 {serve}" in out
     fleet = yaml.safe_load((tmp_path / "fleet.yaml").read_text())
     assert [(p["name"], p["gpu_mode"], p["replicas"]) for p in fleet["pools"]] == [
-        ("h100-tp1", "single", 2)
+        ("h100-tp2", "tensor", 1)
     ]
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["fleet"] == fleet
-    assert written["proposed"]["layout"] == "2×h100-tp1"
+    assert written["proposed"]["layout"] == "1×h100-tp2"
     assert written["proposed"]["bears_per_s"] > 5
     assert written["fewest"]["gpus"] == 1
     assert [one["gpus"] for one in written["at_rate"]][-1] == 1
     assert written["cut"] == []
-    assert {one["shape"] for one in written["does_not_fit"]} == {"h100-tp2", "h100-tp1-pp2"}
+    assert written["does_not_fit"] == []
     costs = written["proposed"]["costs_at_that_load"]
     assert costs["per_million_output"] == pytest.approx(
         costs["gpu_hours_per_million_output"] * 3.35
     )
     assert plan(capsys, *argv)[1] == out
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_what_does_not_fit_says_by_how_much(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One L40S is too small for the model, two hold it."""
+    path = tmp_path / "plan.json"
+    status, out, _ = plan(capsys, "--gpus", "2@l40s", *QUICK, *FEW, "--json", str(path))
+    assert status == 0
+    (lacking,) = json.loads(path.read_text())["does_not_fit"]
+    assert lacking["shape"] == "l40s-tp1"
+    assert lacking["missing_bytes"] > 65_000_000_000 - 0.9 * gpu_type("l40s").memory_bytes
+    line = f"  Does not fit: l40s-tp1, {lacking['missing_bytes']:,} bytes are missing on each GPU."
+    assert line in out.splitlines()
 
 
 @pytest.mark.usefixtures("unhurried")

@@ -114,8 +114,8 @@ GOOD = {"arrival_s": 1.0, "input_tokens": 5, "output_tokens": 5}
 @pytest.mark.parametrize(
     ("row", "kind"),
     [
-        ("{", "not a row"),
-        ("[1]", "not a row"),
+        ("{", "no JSON object"),
+        ("[1]", "no JSON object"),
         ({**GOOD, "input_tokens": -5}, "negative input_tokens"),
         ({**GOOD, "input_tokens": None}, "missing input_tokens"),
         ({"arrival_s": 2.0, "input_tokens": 5}, "missing output_tokens"),

@@ -142,7 +142,7 @@ def parse_calibration(name: str, text: str) -> Calibration:
             remarks=tuple(str(remark) for remark in content.get("remarks") or ()),
             loops=tuple(_loop(loop) for loop in content.get("loops") or ()),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {' '.join(str(error).split())}") from error
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error

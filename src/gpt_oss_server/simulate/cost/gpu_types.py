@@ -7,6 +7,7 @@ Figures are per GPU: bytes, bytes per second, dense bf16 multiply-adds counted a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -45,8 +46,8 @@ class GpuType:
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "bandwidth_bytes_s", "bf16_flops_s", "link_bytes_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"gpu {self.name}: {name} must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"gpu {self.name}: {name} must be above 0, and finite")
         if not 0 < self.bandwidth_efficiency <= 1:
             raise ConfigError(f"gpu {self.name}: bandwidth_efficiency must be above 0, at most 1")
         if self.link not in ("NVLink", "PCIe"):
@@ -69,6 +70,8 @@ def gpu_type(name: str) -> GpuType:
             text = Path(name).read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot read {name}: {error.strerror}") from error
+        except ValueError as error:  # also a name that no file can have
+            raise ConfigError(f"cannot read {name}: not UTF-8 text") from error
     elif name in gpu_names():
         file = resources.files(__package__) / "gpus" / f"{name}.yaml"
         text = file.read_text(encoding="utf-8")
@@ -103,7 +106,7 @@ def _value(name: str, key: str, kind: str, value: Any) -> Any:
         if kind in ("int", "float") and not isinstance(value, bool):
             number = float(value)
             return int(number) if kind == "int" else number
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     if (kind == "bool" and isinstance(value, bool)) or (kind == "str" and isinstance(value, str)):
         return value

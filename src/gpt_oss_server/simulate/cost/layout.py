@@ -101,10 +101,10 @@ class EngineSettings:
             raise ConfigError("oldest_share must be within 0..1")
         if not 0.0 < self.memory_utilization <= 1.0:
             raise ConfigError("memory_utilization must be above 0 and at most 1")
-        for name in ("micro_batches", "open_tokens"):
+        for name, least in (("micro_batches", 1), ("open_tokens", 1), ("max_waiting", 0)):
             given = getattr(self, name)
-            if given is not None and given < 1:
-                raise ConfigError(f"{name} must be at least 1, not {given}")
+            if given is not None and given < least:
+                raise ConfigError(f"{name} must be at least {least}, not {given}")
         if self.admission not in ("reserve", "engine"):
             raise ConfigError(f"admission must be reserve or engine, not {self.admission}")
         self.reservation()

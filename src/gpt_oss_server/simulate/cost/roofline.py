@@ -75,7 +75,7 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What of the nominal figures is attained; fitted by `calibration`.
+    """What of the nominal figures is attained; fitted by `calibrate`.
 
     `overhead` scales the nominal host time, `sequence_s` is what each sequence of a step adds,
     `chunk_s` what each prompt's chunk adds beside its operations; `hop_latency_s` is one
@@ -99,12 +99,12 @@ class Efficiency:
 
     def __post_init__(self) -> None:
         for name in ("overhead", "sequence_s", "hop_latency_s", "first_token_s", "chunk_s"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"efficiency: {name} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"efficiency: {name} must be finite, and not negative")
         for name in ("link", "compute", "memory", "cache", "attention"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"efficiency: {name} must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"efficiency: {name} must be above 0, and finite")
 
     def seconds(self, terms: Terms, gpu: GpuType) -> float:
         """What the terms take on this GPU."""

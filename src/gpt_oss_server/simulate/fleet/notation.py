@@ -13,8 +13,10 @@ from gpt_oss_server.simulate.cost.gpu_types import GpuType, gpu_type
 from gpt_oss_server.simulate.cost.layout import Shape
 from gpt_oss_server.simulate.fleet.pools import Failure
 
+MOST_REPLICAS = 4096
+
 _FAILURE = re.compile(r"(\d+)@(\d+(?:\.\d+)?)(?:\+(\d+(?:\.\d+)?))?")
-_POOL = re.compile(r"(\d+)x(?:tp(\d+))?-?(?:pp(\d+))?(?:@(\S+))?")
+_POOL = re.compile(r"(\d+)x(?=tp|pp)(?:tp(\d+))?-?(?:pp(\d+))?(?:@(\S+))?")
 
 
 def parse_pools(text: str, default_gpu: str | GpuType) -> tuple[tuple[Shape, int], ...]:
@@ -28,6 +30,11 @@ def parse_pools(text: str, default_gpu: str | GpuType) -> tuple[tuple[Shape, int
                 f"--pools {part.strip()}: write COUNTxtpN, COUNTxppN or COUNTxtpN@GPU"
             )
         count, tp, pp, gpu = match.groups()
+        if not 1 <= int(count) <= MOST_REPLICAS:
+            raise ConfigError(
+                f"--pools {part.strip()}: a pool needs at least one replica, and at most "
+                f"{MOST_REPLICAS}"
+            )
         kind = default if gpu in (None, default.name) else gpu_type(gpu)
         shape = Shape(kind, int(tp or 1), int(pp or 1))
         pools.append((shape, int(count)))

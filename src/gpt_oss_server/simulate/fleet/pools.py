@@ -56,13 +56,23 @@ class Fleet:
 
 
 def interruptions(failures: Sequence[Failure], members: int) -> list[tuple[float, int, int]]:
-    """(moment, 0 for a death and 1 for a return, replica), in no order. Raises ConfigError for a
+    """(moment, 0 for a death and 1 for a return, replica), in no order. A replica that fails again
+    while it is down is back when the last of these failures is over. Raises ConfigError for a
     replica that a fleet of so many does not have."""
-    found: list[tuple[float, int, int]] = []
-    for failure in failures:
+    down: dict[int, list[tuple[float, float]]] = {}
+    for failure in sorted(failures, key=lambda one: one.at_s):
         if not 0 <= failure.replica < members:
             raise ConfigError(f"no replica {failure.replica}: the fleet has {members}")
-        found.append((failure.at_s, 0, failure.replica))
-        if math.isfinite(failure.for_s):
-            found.append((failure.at_s + failure.for_s, 1, failure.replica))
+        times = down.setdefault(failure.replica, [])
+        from_s, until_s = failure.at_s, failure.at_s + failure.for_s
+        if times and from_s <= times[-1][1]:
+            before_s, other_s = times.pop()
+            from_s, until_s = before_s, max(until_s, other_s)
+        times.append((from_s, until_s))
+    found: list[tuple[float, int, int]] = []
+    for replica, times in down.items():
+        for from_s, until_s in times:
+            found.append((from_s, 0, replica))
+            if math.isfinite(until_s):
+                found.append((until_s, 1, replica))
     return found

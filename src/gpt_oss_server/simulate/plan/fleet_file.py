@@ -26,12 +26,11 @@ from typing import Any
 
 import yaml
 
-from gpt_oss_server.simulate.cost.layout import Replica, Shape
+from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape
 from gpt_oss_server.simulate.fleet.pools import Fleet
 from gpt_oss_server.simulate.plan.rules import Rule
 
 FIRST_PORT = 8001
-ENGINES = ("own", "vllm")
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ def fleet_document(
                 "max_num_seqs": settings.max_num_seqs,
                 "max_batch_tokens": settings.max_batch_tokens,
                 "prefill_order": settings.prefill_order,
+                **(_queue(settings) if engine == "own" else {}),
             },
         }
         if engine != "own":
@@ -144,6 +144,12 @@ def _placed(fleet: Fleet, machine_gpus: int) -> Iterator[tuple[Replica, str, ran
         yield replica, f"{gpu} machine {place + 1}", range(first, first + size)
 
 
+def _queue(settings: EngineSettings) -> dict[str, float]:
+    """The bounds of the queue before an engine, by this server's names, where they were given."""
+    bounds = {"max_queue": settings.max_waiting, "max_wait_s": settings.max_wait_s}
+    return {name: bound for name, bound in bounds.items() if bound is not None}
+
+
 def _serve(model: str, replica: Replica, port: int) -> str:
     settings = replica.settings
     words = ["gpt-oss-server", "serve", "--model", model]
@@ -153,6 +159,8 @@ def _serve(model: str, replica: Replica, port: int) -> str:
     words += ["--port", str(port), "--max-num-seqs", str(settings.max_num_seqs)]
     words += ["--max-batch-tokens", str(settings.max_batch_tokens)]
     words += ["--prefill-order", settings.prefill_order]
+    for name, bound in _queue(settings).items():
+        words += ["--" + name.replace("_", "-"), str(bound)]
     return shlex.join(words)
 
 

@@ -53,6 +53,11 @@ class Inventory:
         """As `8 h100` or `4 h100 + 4 l40s`."""
         return " + ".join(f"{count} {gpu.name}" for gpu, count in self.stock)
 
+    def machines(self, count: int) -> list[int]:
+        """The GPUs of each machine that holds so many of one type: all full but the last."""
+        whole, rest = divmod(count, self.machine_gpus)
+        return [self.machine_gpus] * whole + ([rest] if rest else [])
+
     def smaller(self) -> Iterator[Inventory]:
         """Every part of it, itself included, in no order."""
         for counts in product(*(range(count + 1) for _, count in self.stock)):
@@ -121,7 +126,8 @@ def fleets(inventory: Inventory, replicas: Sequence[Replica]) -> Iterator[Fleet]
     for gpu, count in inventory.stock:
         mine = [replica for replica in replicas if replica.shape.gpu == gpu]
         if mine:
-            per_type.append(sorted(_packings(mine, count), key=_plainness))
+            packings = _packings(mine, count, inventory.machines(count))
+            per_type.append(sorted(packings, key=_plainness))
     if not per_type:
         return
     for parts in product(*per_type):
@@ -145,17 +151,22 @@ def _tried(shapes: Sequence[Shape], lay_out: LayOut, refused: list[Refusal]) -> 
     return found
 
 
-def _packings(replicas: Sequence[Replica], count: int) -> Iterator[tuple[Pool, ...]]:
-    """Pools of these replicas on `count` GPUs of one type, small replicas first. Where many GPUs
-    are there, of at most two shapes."""
+def _packings(
+    replicas: Sequence[Replica], count: int, machines: Sequence[int]
+) -> Iterator[tuple[Pool, ...]]:
+    """Pools of these replicas on `count` GPUs of one type in these machines, small replicas first.
+    Where many GPUs are there, of at most two shapes."""
     ordered = sorted(replicas, key=lambda replica: (replica.shape.gpus, replica.shape.pp))
     least = ordered[0].shape.gpus
     most_pools = 3 if count <= MANY_GPUS else 2
+    most_left = len(machines) * (least - 1)
 
     def fill(place: int, left: int, pools: tuple[Pool, ...]) -> Iterator[tuple[Pool, ...]]:
-        if left < least:
-            yield pools
-            return
+        if left <= most_left:
+            room = _room_left(pools, machines)
+            if room is not None and max(room) < least:
+                yield pools
+                return
         if place == len(ordered):
             return
         size = ordered[place].shape.gpus
@@ -165,6 +176,21 @@ def _packings(replicas: Sequence[Replica], count: int) -> Iterator[tuple[Pool, .
             yield from fill(place + 1, left - number * size, taken)
 
     return fill(0, count, ())
+
+
+def _room_left(pools: Sequence[Pool], machines: Sequence[int]) -> list[int] | None:
+    """What is free on each machine with these replicas on them, placed as they will be started: the
+    largest first, each on the first machine that has room. None: they do not go in so."""
+    room = list(machines)
+    for pool in sorted(pools, key=lambda pool: -pool.replica.shape.gpus):
+        size, left = pool.replica.shape.gpus, pool.count
+        for place, free in enumerate(room):
+            taken = min(left, free // size)
+            room[place] -= taken * size
+            left -= taken
+        if left:
+            return None
+    return room
 
 
 def _plainness(pools: tuple[Pool, ...]) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ END_NAMES = ("served", "refused", "dropped", "expired", "failed")
 @dataclass(frozen=True)
 class ReplicaRecord:
     """What one replica did. `busy_s` is the time in steps, `preemptions` how often a sequence was
-    put back, `peak_blocks` is not tracked between events."""
+    put back."""
 
     id: str
     pool: str

@@ -120,9 +120,11 @@ def as_json(outcome: Outcome, report: SloReport, slo: Slo, policies: int = 1) ->
 
 
 def sweep_json(found: Capacity) -> dict[str, Any]:
-    """The loads that were tried, by load, and the knee; None: no load tried was borne."""
+    """The loads that were tried, by load, and the knee; None: no load tried was borne. `endless`:
+    all were, so that there is no knee."""
     return {
         "tolerance": found.tolerance,
+        "endless": found.endless,
         "knee_factor": found.best.factor if found.best is not None else None,
         "points": [
             {

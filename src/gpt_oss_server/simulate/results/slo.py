@@ -6,7 +6,6 @@ served. Everybody counts: what was dropped, failed or refused is a miss of its c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +41,9 @@ class Slo:
         bounds = [one.up_to_tokens for one in self.classes]
         if not bounds or bounds != sorted(set(bounds)) or bounds[-1] != float("inf"):
             raise ConfigError("SLO classes need rising up_to_tokens, the last one infinite")
+        for one in self.classes:
+            if not (one.up_to_tokens >= 0 and one.ttft_s > 0 and one.tpot_s > 0):
+                raise ConfigError("SLO classes need times above 0, and tokens of at least 0")
         if not 0 < self.share <= 1:
             raise ConfigError("an SLO's share must be above 0 and at most 1")
 
@@ -129,8 +131,3 @@ def _quantiles(values: np.ndarray, chosen: np.ndarray) -> tuple[float, ...] | No
     if not chosen.any():
         return None
     return tuple(float(q) for q in np.percentile(values[chosen], QUANTILES))
-
-
-def worst_share(reports: Sequence[ClassReport]) -> float:
-    """The share of the class that fared worst."""
-    return min((report.share_met for report in reports), default=1.0)

@@ -20,7 +20,8 @@ MakePolicy = Callable[[], RankingPolicy]
 Progress = Callable[[float, int, int], None]
 """Told (load factor that is tried, requests that came, all) now and then."""
 FIRST_STRIDE = 1.35
-LEAST_FACTOR = 1e-3
+FARTHEST = 1000.0
+"""So many times faster, or slower, than where it began a search ends."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class LoadPoint:
 @dataclass(frozen=True)
 class Capacity:
     """The largest load found at which every class is served as promised (None: not even the
-    smallest tried), within `tolerance`, and all loads that were tried, by load."""
+    smallest tried), within `tolerance`, and all loads that were tried, by load. `endless`: nothing
+    that was tried was too much, so that more may be borne."""
 
     best: LoadPoint | None
     tolerance: float
@@ -44,6 +46,10 @@ class Capacity:
     @property
     def requests_per_s(self) -> float:
         return self.best.requests_per_s if self.best is not None else 0.0
+
+    @property
+    def endless(self) -> bool:
+        return self.best is not None and self.best is self.tried[-1]
 
 
 def load_point(
@@ -91,15 +97,18 @@ def capacity(
     halve the (logarithmic) gap until it is within `tolerance`.
 
     Attainment need not fall steadily with load; what is found is a knee next to which a load
-    `tolerance` higher fails. Raises ConfigError for a start or tolerance that is not above 0.
+    `tolerance` higher fails, or the last load where `FARTHEST` is reached first. Raises ConfigError
+    for a start or tolerance that is not above 0, and where all requests come at one moment.
     """
     if not (start > 0 and tolerance > 0):
         raise ConfigError("a sweep needs a start and a tolerance above 0")
+    if not workload.duration_s > 0:
+        raise ConfigError(f"{workload.name}: all requests come at one moment, at any load")
     borne: LoadPoint | None = None
     too_much: float | None = None
     tried: list[LoadPoint] = []
     factor = start
-    while factor > LEAST_FACTOR * start:
+    while start / FARTHEST <= factor <= start * FARTHEST:
         point = load_point(
             workload,
             fleet,

@@ -39,6 +39,9 @@ from gpt_oss_server.simulate.workload.requests import (
 REORDER_S = 900.0
 GAP_S = 3600.0
 COARSE = 2.0
+MOST_TOKENS = 1_000_000_000
+MOST_MOMENT = 1e13
+"""Milliseconds since 1970 are below it. Beyond, a moment's last bit is worth a millisecond."""
 
 Row = Mapping[str, Any]
 Rows = Iterable[tuple[str, Row | None]]
@@ -71,8 +74,14 @@ def read_workload(path: Path, *, unit_tokens: int = UNIT_TOKENS) -> Workload:
         raise StartupError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise StartupError(f"cannot read {path}: not UTF-8 text") from error
+    except csv.Error as error:
+        raise StartupError(f"cannot read {path} as CSV: {error}") from error
+    except ValueError as error:  # a name that no file can have
+        raise StartupError(f"cannot read {str(path)!r}: {error}") from error
     if not requests:
         found = "; ".join(problems.lines()) or "it is empty"
+        if _UNKNOWN_COLUMNS in problems.counts:
+            found += f"; known are {_KNOWN_COLUMNS}"
         raise ConfigError(f"{path} has no request in a known format: {found}")
     read = workload_of(path.stem, _in_time(requests, problems), unit_tokens, problems)
     return _spread(read)
@@ -89,7 +98,7 @@ def _json_rows(lines: Iterable[bytes]) -> Rows:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         yield f"line {number}", row if isinstance(row, dict) else None
 
@@ -115,13 +124,13 @@ def _requests(rows: Rows, problems: Problems) -> list[Request]:
     requests: list[Request] = []
     for place, row in rows:
         if row is None:
-            problems.add("not a row", place)
+            problems.add("no JSON object", place)
             continue
         if read is None:
             read = _reader(row)
         try:
             if read is None:
-                raise _SkipRow("unknown columns")
+                raise _SkipRow(_UNKNOWN_COLUMNS)
             requests.append(read(row))
         except _SkipRow as skip:
             if skip.args[0] is not _OTHER_EVENT:
@@ -130,6 +139,11 @@ def _requests(rows: Rows, problems: Problems) -> list[Request]:
 
 
 _OTHER_EVENT = "other event"
+_UNKNOWN_COLUMNS = "unknown columns"
+_KNOWN_COLUMNS = (
+    "arrival_s, input_tokens, output_tokens; TIMESTAMP, ContextTokens, GeneratedTokens; timestamp, "
+    "input_length, output_length; event_type"
+)
 
 
 def _reader(row: Row) -> Callable[[Row], Request] | None:
@@ -201,13 +215,15 @@ def _count(row: Row, name: str) -> int:
     number = _moment(row, name)
     if number < 0:
         raise _SkipRow(f"negative {name}")
+    if number > MOST_TOKENS:
+        raise _SkipRow(f"too large {name}")
     if number != int(number):
         raise _SkipRow(f"unreadable {name}")
     return int(number)
 
 
 def _moment(row: Row, name: str) -> float:
-    """A finite number."""
+    """A finite number, small enough for moments to be told apart."""
     value = row.get(name)
     if value is None or value == "":
         raise _SkipRow(f"missing {name}")
@@ -215,8 +231,12 @@ def _moment(row: Row, name: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise _SkipRow(f"unreadable {name}") from None
+    except OverflowError:
+        raise _SkipRow(f"too large {name}") from None
     if not math.isfinite(number):
         raise _SkipRow(f"unreadable {name}")
+    if abs(number) > MOST_MOMENT:
+        raise _SkipRow(f"too large {name}")
     return number
 
 
@@ -232,9 +252,11 @@ def _date(row: Row, name: str) -> float:
         text = f"{head}.{rest[:digits][:6]:0<6}{rest[digits:]}"
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
+        return (
+            moment.timestamp() if moment.tzinfo else (moment - datetime(1970, 1, 1)).total_seconds()
+        )
+    except (ValueError, OverflowError):
         raise _SkipRow(f"unreadable {name}") from None
-    return moment.timestamp() if moment.tzinfo else (moment - datetime(1970, 1, 1)).total_seconds()
 
 
 def _hashes(value: Any) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.simulate.workload.requests import UNIT_TOKENS, Request, Workload, workload_of
 
-DAY_S = 86400.0
+MOST_REQUESTS = 5_000_000
 SECONDS_PER_TOKEN_READ = 0.02
 _Z90 = 1.2815515655446004
 _SESSION_UNITS = 1 << 24
@@ -149,6 +149,11 @@ def make_workload(
         mix = MIXES[mix]
     if not (requests_per_s > 0 and duration_s > 0):
         raise ConfigError("a workload needs requests_per_s > 0 and duration_s > 0")
+    if not requests_per_s * duration_s <= MOST_REQUESTS:
+        raise ConfigError(
+            f"{requests_per_s:g} requests a second for {duration_s:g} s are more than the "
+            f"{MOST_REQUESTS:,} that can be held"
+        )
     rng = random.Random(seed)
     total = sum(kind.share for kind in mix)
     per_conversation = sum(kind.share * kind.turns for kind in mix) / total

@@ -1,11 +1,12 @@
 """Who asks for how much, and when: the requests that a simulation plays.
 
 Knows: one request's facts, a sorted list of them, what was wrong with the input. Does not know:
-files (`workload_files`), generators (`workload_made`), replicas.
+files (`files`), generators (`made`), replicas.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -78,7 +79,7 @@ class Workload:
 
     def at_load(self, factor: float) -> Workload:
         """The same requests, `factor` times as fast. Raises ConfigError."""
-        if not factor > 0:
+        if not 0 < factor < math.inf:
             raise ConfigError(f"a load factor must be above 0, not {factor}")
         faster = tuple(r._replace(arrival_s=r.arrival_s / factor) for r in self.requests)
         return replace(self, requests=faster)
