@@ -30,9 +30,8 @@ from typing import Any
 
 from gpt_oss_server.commands.trial_processes import ProcessRunner
 from gpt_oss_server.doctor.published import PUBLISHED
-from gpt_oss_server.memory.weights import weights_of
 from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape, lay_out
-from gpt_oss_server.simulate.cost.roofline import Efficiency, ModelCost, model_cost
+from gpt_oss_server.simulate.cost.roofline import Efficiency, model_cost
 from gpt_oss_server.simulate.plan.inventory import Fitting, fitting, fleets, parse_gpus
 from gpt_oss_server.simulate.plan.knee import GRID, Explorer, Quest, gated, knee, step_of
 from gpt_oss_server.simulate.plan.planning import Question, Work, carry_out, prepare
@@ -66,9 +65,9 @@ class Case:
 
 
 CASES: Mapping[str, Case] = {
-    "mooncake": Case("mooncake", "openai/gpt-oss-120b", "8@h100", "vllm", 1800.0),
-    "azure": Case("azure", "openai/gpt-oss-120b", "8@h100", "vllm", 2100.0),
-    "servegen": Case("servegen", "openai/gpt-oss-120b", "8@h100", "vllm", 15_000.0),
+    "mooncake": Case("mooncake", "openai/gpt-oss-120b", "8@h100", "own", 1800.0),
+    "azure": Case("azure", "openai/gpt-oss-120b", "8@h100", "own", 2100.0),
+    "servegen": Case("servegen", "openai/gpt-oss-120b", "8@h100", "own", 15_000.0),
     "mixed": Case("mixed", "openai/gpt-oss-120b", "8@h100", "vllm"),
     "agents": Case("agents", "openai/gpt-oss-120b", "8@h100", "vllm"),
     "azure, L40S": Case("azure", "openai/gpt-oss-20b", "4@l40s", "own", 2100.0),
@@ -160,14 +159,12 @@ def _question(case: Case) -> Question:
 def _fitting(case: Case) -> Fitting:
     """As `gpt-oss-server plan` lays replicas out."""
     config = PUBLISHED[case.model]
-    whole: ModelCost = model_cost(config)
-    plain = replace(whole, weights=weights_of(config, dtype="bfloat16", dequantized=True))
+    cost = model_cost(config)
     settings = EngineSettings()
     if case.engine == "vllm":
         settings = EngineSettings(prefill_order="fcfs", admission="engine")
 
     def laid(shape: Shape) -> Replica:
-        cost = plain if case.engine == "own" and shape.gpus > 1 else whole
         return lay_out(config, cost, shape, settings, Efficiency())
 
     return fitting(parse_gpus(case.gpus), laid)

@@ -57,7 +57,12 @@ def run_over_ranks(
     steps = RankSteps(comms, spec, part, plan)
     held = {
         "weights_bytes": part.loaded.weights_bytes,
-        "buffer_bytes": sum(b.numel() * b.element_size() for b in part.loaded.model.buffers()),
+        # Rotary tables; what kernels have in four bits are weights.
+        "buffer_bytes": sum(
+            b.numel() * b.element_size()
+            for b in part.loaded.model.buffers()
+            if b.is_floating_point()
+        ),
         "layers": part.layers,
         "shape": part.shape,
         "warnings": part.warnings,
@@ -124,6 +129,9 @@ class RankSteps:
     def launch(self, layout: StepLayout) -> None:
         self.tell(pickle.dumps(layout))
         self._launched.append(layout)
+
+    def sample(self, sampling: Any) -> None:
+        """All is done by `collect`."""
 
     def collect(self, sampling: Any) -> Any:
         logits, step, written = self._compute(self._launched.popleft())

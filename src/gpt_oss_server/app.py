@@ -31,6 +31,7 @@ from gpt_oss_server.api.auth import KeyRing
 from gpt_oss_server.api.services import Limits, ServedModel, Services
 from gpt_oss_server.api.stats import Statistics
 from gpt_oss_server.config import Settings
+from gpt_oss_server.engine.phases import summary
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import ConfigError, StartupError
 from gpt_oss_server.events import Event
@@ -231,6 +232,8 @@ class _Server:
             f"{info.dtype}, context {info.max_model_len} tokens, KV cache for "
             f"{info.kv_token_capacity} tokens"
         )
+        if info.startup:
+            _say(f"engine: {summary(info.startup)}")
 
     async def _open_app(
         self, http: HttpServer, model: ResolvedModel, engine: Engine, instruments: Instruments

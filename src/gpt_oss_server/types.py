@@ -174,10 +174,25 @@ class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_bytes: tuple[int, ...] = ()
 
 
+class StartPhase(msgspec.Struct, frozen=True, array_like=True):
+    """One phase of an engine's start (`engine.phases`). `seconds` is None for one that was skipped,
+    and `why` then says why."""
+
+    name: str
+    seconds: float | None
+    why: str = ""
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a started engine is. `max_model_len` counts prompt and output together. Bytes of
-    weights, and of a block in each pool, are sums over the ranks; `activations_peak_bytes` is each
-    rank's. `micro_batches` steps may be in flight, `max_batch_tokens` is for all of them."""
+    weights, and of a block in each pool, are sums over the ranks. `micro_batches` steps may be in
+    flight, `max_batch_tokens` is for all of them.
+
+    Of each rank, `activations_peak_bytes` are set aside for a step beside weights and KV: as
+    measured, where that was done, else `activations_bound_bytes`, which the config predicts.
+    `activations_measured_bytes` is what the largest step held at once, to be compared with that
+    bound; None where it was not measured. `graphs_bytes` is what recorded steps took, as measured.
+    """
 
     vocab_size: int
     max_model_len: int
@@ -191,9 +206,13 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     weights_bytes: int
     activations_peak_bytes: int = 0
+    activations_bound_bytes: int = 0
+    activations_measured_bytes: int | None = None
+    graphs_bytes: int | None = None
     attention_backend: str
     ranks: tuple[RankInfo, ...] = ()
     micro_batches: int = 1
+    startup: tuple[StartPhase, ...] = ()
 
 
 StepKind = Literal["prefill", "decode", "mixed"]
@@ -220,6 +239,11 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     nothing: equal to `blocks_in_use` then, and above it by exactly what is shared.
     `step_seconds` and `step_tokens` tell, by what a step did, how long it took and how many
     tokens it computed, within `STEP_SECONDS_BOUNDS` and `STEP_TOKENS_BOUNDS`.
+
+    `shortages` counts steps that the device had no memory for and that were computed again in
+    smaller ones, `jobs_too_large` jobs (among `jobs_failed`) for which there was none even a token
+    at a time. `step_budget_tokens` is what a step may compute now: less than the settings say for a
+    while after a shortage.
     """
 
     running: int = 0
@@ -237,6 +261,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     jobs_finished: int = 0
     jobs_failed: int = 0
     jobs_cancelled: int = 0
+    shortages: int = 0
+    jobs_too_large: int = 0
+    step_budget_tokens: int | None = None
     step_seconds: dict[StepKind, Tally] = {}
     step_tokens: dict[StepKind, Tally] = {}
 

@@ -11,6 +11,7 @@ import kernel_device
 from engine_runs import Result, cpu_core, job, kept_by_sampler, run
 from gpt_oss_server.engine.core import EngineCore
 from gpt_oss_server.types import Job
+from scarce_memory import Scarcity
 from tiny_models import VOCAB, build, generated, saved
 
 pytest.importorskip("triton")
@@ -80,4 +81,16 @@ def test_requests_are_served_as_by_transformers(folder: str, settings: dict[str,
     assert {key: found[key].tokens for key in greedy} == {
         key: generated(model, jobs()[key].prompt, jobs()[key].sampling.max_tokens) for key in greedy
     }
+    assert kept_by_sampler(core) == 0
+
+
+def test_a_want_of_memory_changes_no_token(folder: str) -> None:
+    """Steps too large, recorded ones and those launched ahead among them, are computed in parts."""
+    plain = run(cpu_core(folder, max_num_seqs=4), jobs(), arrivals=random.Random(0))
+    scarcity = Scarcity(tokens=2, rows=3)
+    core = scarcity.beset(engine(folder, lookahead=True))
+    found = run(core, jobs(), arrivals=random.Random(0))
+    assert {key: said(r) for key, r in found.items()} == {key: said(r) for key, r in plain.items()}
+    assert core.stats().shortages == scarcity.raised > 1
+    assert core.stats().jobs_failed == 0
     assert kept_by_sampler(core) == 0

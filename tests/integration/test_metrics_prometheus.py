@@ -29,6 +29,9 @@ UNKNOWN_HERE = {
     "gpt_oss_gpu_temperature_celsius",
     "gpt_oss_engine_step_seconds",
     "gpt_oss_engine_batch_tokens",
+    "gpt_oss_engine_step_budget_tokens",
+    "gpt_oss_engine_start_seconds",
+    "gpt_oss_activations_bytes",
 }
 
 
@@ -103,9 +106,15 @@ def test_the_steps_of_a_real_engine_are_stored(tmp_path: Path) -> None:
             (batches,) = api.until("sum(gpt_oss_engine_batch_tokens_count) > 0")
             tokens = api.query("sum(gpt_oss_engine_batch_tokens_sum)")
             computed = api.query("sum(gpt_oss_engine_tokens_total)")
+            budget = api.query("gpt_oss_engine_step_budget_tokens")
+            phases = api.query("gpt_oss_engine_start_seconds")
+            bound = api.query('gpt_oss_activations_bytes{kind="bound"}')
             blocks = api.query('sum by (group) (gpt_oss_engine_blocks{state=~"held|cached|free"})')
     assert steps["value"][1] == batches["value"][1]
     assert tokens[0]["value"][1] == computed[0]["value"][1]
+    assert [one["value"][1] for one in budget] == ["256"]
+    assert {one["metric"]["phase"] for one in phases} == {"load", "rewrite", "pools"}
+    assert float(bound[0]["value"][1]) > 0
     assert {one["metric"]["group"] for one in blocks} >= {"full", "sliding"}
 
 

@@ -93,6 +93,7 @@ class Statistics:
             "ready": state.ready,
             "reason": state.reason,
             "restarts": state.restarts,
+            "startup": self._startup() if state.ready else None,
             **_plain(self._engine.stats()),
         }
         admission = desk.admission_snapshot()
@@ -105,6 +106,13 @@ class Statistics:
                 "overridden": dict(self._nccl.overridden),
             }
         return document
+
+    def _startup(self) -> list[dict[str, Any]]:
+        """The phases of the engine's last start; a skipped one with the reason and no seconds."""
+        return [
+            {"phase": phase.name, "seconds": phase.seconds, "why": phase.why or None}
+            for phase in self._engine.info().startup
+        ]
 
     def _placement(self) -> dict[str, Any]:
         """Where the model is: every rank with its device, its layers and what they take."""
@@ -173,6 +181,12 @@ class Statistics:
                     }
                     for group in info.kv_groups
                 ],
+            },
+            "activations": {
+                "bound_bytes": info.activations_bound_bytes or None,
+                "measured_bytes": info.activations_measured_bytes,
+                "set_aside_bytes": info.activations_peak_bytes or None,
+                "graphs_bytes": info.graphs_bytes,
             },
             "admission": None if admission is None else msgspec.to_builtins(admission),
             "sessions": msgspec.to_builtins(desk.sessions.totals()),

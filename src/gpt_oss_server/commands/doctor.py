@@ -39,6 +39,7 @@ _OF_SERVE = (
     "max_num_seqs",
     "max_batch_tokens",
     "gpu_memory_utilization",
+    "experts",
     "device",
     "host",
     "port",
@@ -107,7 +108,7 @@ def run(flags: Mapping[str, object]) -> int:
 
 def _calculate(flags: Mapping[str, object]) -> int:
     """The pure calculation: nothing is loaded, no GPU is looked at."""
-    from gpt_oss_server.doctor.plan import MODES
+    from gpt_oss_server.doctor.plan import MODES, stored_form
 
     memory_bytes = _parsed(Size(), flags["gpu_memory"], "--gpu-memory")
     # One GPU mode contradicts several GPUs for `serve`; here all modes are compared.
@@ -123,7 +124,10 @@ def _calculate(flags: Mapping[str, object]) -> int:
         if modes[0] != "single" and gpus < 2:
             raise ConfigError(f"flag --gpus: gpu_mode {modes[0]} needs at least 2, got {gpus}")
     model = _model(settings, flags)
-    asked = _request(settings, model, memory_bytes, gpus, _weights(flags))
+    form = _weights(flags)
+    if form is None and settings.experts == "transformers" and stored_form(model.config) == "mxfp4":
+        form = "bf16"  # unless told so: whether it has the kernels is a machine's affair
+    asked = _request(settings, model, memory_bytes, gpus, form)
     plan, other = _plans(model, asked)
     advice = _advice(model, plan, _load(flags), _named_gpu(flags), modes)
     if flags.get("json"):
@@ -160,6 +164,7 @@ def _examine(flags: Mapping[str, object]) -> int:
 
 def _seen(settings: Settings, flags: Mapping[str, object]) -> Examined:
     from gpt_oss_server.doctor.findings import Examined
+    from gpt_oss_server.doctor.four_bits import form_held
     from gpt_oss_server.doctor.machine import examine
     from gpt_oss_server.doctor.models import model_facts
 
@@ -173,7 +178,8 @@ def _seen(settings: Settings, flags: Mapping[str, object]) -> Examined:
         return Examined(settings, machine, model)
     sliced = machine.driver is not None and bool(machine.driver.mig_gpus)
     gpus = 1 if sliced else min(settings.gpus or len(sizes), len(sizes))
-    asked = _request(settings, model, min(sizes), gpus, _weights(flags))
+    form = _weights(flags) or form_held(settings, machine, model.config)
+    asked = _request(settings, model, min(sizes), gpus, form)
     try:
         plan, other = _plans(model, asked)
     except ConfigError:
@@ -205,7 +211,7 @@ def _request(
         dtype_bytes=DTYPE_BYTES[dtype],
         kv_dtype_bytes=DTYPE_BYTES[dtype],
     )
-    return PlanRequest(machine, dtype, weights, model.checkpoint_bytes)
+    return PlanRequest(machine, dtype, weights, model.checkpoint_bytes, settings.experts)
 
 
 def _plans(model: ModelFacts, asked: PlanRequest) -> tuple[Plan, Plan | None]:

@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("own", "vllm"),
         default="own",
-        help="what serves: this server (over several GPUs it holds MXFP4 weights as bfloat16) or "
-        "vLLM (default: own)",
+        help="what serves: this server, which reserves KV before its engine, or vLLM, whose "
+        "requests queue in the engine (default: own)",
     )
     add(
         "--workload",
@@ -97,6 +97,7 @@ def run(arguments: Mapping[str, object]) -> int:
     began_s = time.monotonic()
     if arguments["yaml"] == "-" and arguments["json"] == "-":
         raise ConfigError("only one of --yaml and --json can go to stdout")
+    inputs.check_writable(arguments, "yaml", "json")
     question, processes = _question(arguments), _processes(arguments)
     work = prepare(question, _source(arguments))
     player = Player(work.traffics.by_name, question.slo, question.seed)
@@ -195,8 +196,9 @@ def _processes(arguments: Mapping[str, object]) -> int:
 def _lay_out(
     arguments: Mapping[str, object], model: inputs.Simulated
 ) -> Callable[[Shape], Replica]:
-    """How a shape becomes a replica of what serves. This server's ranks hold some quantized weights
-    as plain numbers (docs/gpu-modes.md); vLLM's queue in the engine, in order of arrival."""
+    """How a shape becomes a replica of what serves. This server's ranks hold quantized weights
+    other than gpt-oss's as plain numbers (docs/gpu-modes.md); vLLM's requests queue in the engine,
+    in order of arrival."""
     from gpt_oss_server.doctor.plan import stored_form, widened
     from gpt_oss_server.memory.weights import weights_of
     from gpt_oss_server.simulate.plan.fleet_file import mode_of

@@ -6,20 +6,20 @@ Each function looks at what was found and returns what is to be said, or None wh
 from __future__ import annotations
 
 from gpt_oss_server.doctor.findings import Check, Examined, Finding
+from gpt_oss_server.doctor.four_bits import lacking
 from gpt_oss_server.doctor.models import is_offline
-from gpt_oss_server.doctor.plan import gib, stored_form
+from gpt_oss_server.doctor.plan import gib, stored_form, widened
+from gpt_oss_server.doctor.versions import numbers
 from gpt_oss_server.memory.errors import ShapeUnknown
 from gpt_oss_server.memory.weights import weights_of
 
 _PYTHON = ((3, 11), (3, 14))
 _HOST_LEAST_BYTES = 2 << 30
-_MXFP4_CAPABILITY = (7, 5)
-_MXFP4_TRITON = (3, 4)
 
 
 def python_version(seen: Examined) -> Finding | None:
     low, high = _PYTHON
-    if low <= _numbers(seen.machine.python)[:2] < high:
+    if low <= numbers(seen.machine.python)[:2] < high:
         return None
     return Finding(
         "problem",
@@ -35,7 +35,7 @@ def package_versions(seen: Examined) -> Finding | None:
         if name not in machine.packages:
             continue
         version = machine.packages[name]
-        if version is None or _numbers(version) < _numbers(least):
+        if version is None or numbers(version) < numbers(least):
             wrong.append(f"{name} {version or 'missing'} (needs {least})")
     if not wrong:
         return None
@@ -161,27 +161,26 @@ def out_of_memory(seen: Examined) -> Finding | None:
 
 
 def mxfp4_kernels(seen: Examined) -> Finding | None:
+    """MXFP4 experts that take the memory of plain numbers: why, and whether they fit so."""
     if seen.model is None or stored_form(seen.model.config) != "mxfp4" or not seen.runs_on_gpu:
         return None
-    packages, torch = seen.machine.packages, seen.machine.torch
-    missing = []
-    if _numbers(packages.get("triton") or "0")[:2] < _MXFP4_TRITON:
-        missing.append("triton 3.4 or newer")
-    if packages.get("kernels") is None:
-        missing.append("the package kernels")
-    if any(tuple(pair) < _MXFP4_CAPABILITY for pair in torch.capabilities):
-        missing.append("a GPU of compute capability 7.5 or newer")
-    if not missing:
+    experts, mode = seen.settings.experts, seen.settings.gpu_mode
+    missing = lacking(seen.settings, seen.machine, seen.model.config)
+    if missing:
+        why = f"MXFP4 kernels need {' and '.join(missing)}: without, experts are held as bf16"
+    elif widened(seen.model.config, mode, experts):
+        why = f"--experts {experts} in gpu_mode {mode}: MXFP4 experts are held as bf16"
+    else:
         return None
-    other = seen.other_plan
-    mode = None if other is None else other.of(seen.settings.gpu_mode)
-    size = "" if other is None else f" ({gib(other.weights_bytes)} in all)"
-    fits = mode is None or mode.fits
+    plans = (seen.plan, seen.other_plan)
+    wide = next((plan for plan in plans if plan is not None and plan.weights != "mxfp4"), None)
+    size = "" if wide is None else f" ({gib(wide.weights_bytes)} in all)"
+    fits = wide is None or wide.of(mode).fits
+    cure = "use --experts auto" if experts == "transformers" else "run make setup for triton"
     return Finding(
         "note" if fits else "problem",
-        f"MXFP4 kernels need {' and '.join(missing)}: without, weights are held as bf16{size}"
-        + ("" if fits else ", which does not fit"),
-        "pip install triton kernels (transformers fetches the kernels from the hub once)",
+        f"{why}{size}" + ("" if fits else ", which does not fit"),
+        f"{cure}; --experts torch keeps 4 bits on any GPU, and is slow",
     )
 
 
@@ -215,30 +214,17 @@ def _cpu_dtype(seen: Examined) -> str:
 
 
 def _cpu_bytes(seen: Examined) -> int | None:
-    """Bytes of the weights in memory on the CPU, where nothing stays quantized."""
+    """Bytes of the weights in memory on the CPU, where only --experts torch keeps MXFP4."""
     if seen.model is None:
         return None
     try:
         return weights_of(
             seen.model.config,
             dtype=_cpu_dtype(seen),
-            dequantized=True,
+            dequantized=seen.settings.experts != "torch",
         ).total_bytes
     except ShapeUnknown:
         return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: `2.13.0+cu130` -> (2, 13, 0)."""
-    parts: list[int] = []
-    for part in version.partition("+")[0].split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        parts.append(int(digits))
-        if digits != part:
-            break
-    return tuple(parts)
 
 
 HOST_CHECKS = (
@@ -249,8 +235,8 @@ HOST_CHECKS = (
     Check("hub-offline", hub_offline),
     Check("disk-too-small", disk_too_small),
     Check("ram-too-small", ram_too_small),
+    Check("mxfp4-kernels", mxfp4_kernels),
     Check("model-too-large", model_too_large),
     Check("out-of-memory", out_of_memory),
-    Check("mxfp4-kernels", mxfp4_kernels),
     Check("port-busy", port_busy),
 )

@@ -2,9 +2,9 @@
 
 Source: NVIDIA's data sheets of these products. Memory bandwidth is the peak; the link is one
 direction of NVLink between two GPUs (half of what data sheets call its bandwidth), or of the PCIe
-slot. Those that the simulator has data of (`simulate/cost/gpus`) are read from there: each figure stands
-in one place. Knows: names and figures. Does not know: which GPUs there are, or what share of a peak
-is reached (`pace`).
+slot. Those that the simulator has data of (`simulate/cost/gpus`) are read from there: each figure
+stands in one place. Knows: names and figures. Does not know: which GPUs there are, or what share of
+a peak is reached (`pace`).
 """
 
 from __future__ import annotations

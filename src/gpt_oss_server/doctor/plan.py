@@ -22,12 +22,12 @@ MODES: tuple[GpuMode, ...] = ("single", "auto", "tensor", "pipeline")
 _PREFERENCE: tuple[GpuMode, ...] = ("single", "tensor", "pipeline", "auto")
 _MORE_GPUS = (2, 4, 8, 16, 32, 64)
 
-# Modes in which weights that are stored quantized take what plain numbers take: ranks hold them
-# so, and a device map is worked out as if they were.
-PLAIN_MODES: tuple[GpuMode, ...] = ("auto", "tensor", "pipeline")
-PLAIN_NOTE = "over several GPUs quantized weights count as plain numbers"
+PLAIN_NOTE = "over several GPUs these quantized weights count as plain numbers"
+# The model type whose MXFP4 experts the engine computes itself.
+_OWN_MXFP4 = "gpt_oss"
 
 WeightsForm = Literal["mxfp4", "bf16"]
+Experts = Literal["auto", "triton", "torch", "transformers"]
 Limit = Literal["context", "kv_memory", "max_num_seqs", "too_long"]
 
 
@@ -35,26 +35,27 @@ Limit = Literal["context", "kv_memory", "max_num_seqs", "too_long"]
 class PlanRequest:
     """What is asked: `machine` holds the GPUs and the settings (its `mode` is not used).
 
-    `weights` is the form of a quantized checkpoint's weights in memory, None as it is stored; in
-    `PLAIN_MODES` they are plain numbers whatever it says. `dtype` is that of everything else and of
-    the KV cache.
+    `weights` is the form of a quantized checkpoint's weights in memory, None as it is stored; where
+    they are `widened` they are plain numbers whatever it says. `dtype` is that of everything else
+    and of the KV cache, `experts` is who computes a mixture's.
     """
 
     machine: FitRequest
     dtype: str
     weights: WeightsForm | None = None
     checkpoint_bytes: int | None = None
+    experts: Experts = "auto"
 
-    def dequantized(self, mode: GpuMode) -> bool:
+    def dequantized(self, config: Mapping[str, Any], mode: GpuMode) -> bool:
         """Whether weights that are stored quantized are held as `dtype`."""
-        return self.weights == "bf16" or mode in PLAIN_MODES
+        return self.weights == "bf16" or widened(config, mode, self.experts)
 
     def weights_in(self, config: Mapping[str, Any], mode: GpuMode) -> ModelWeights:
         """The weights as they are held in a mode. Raises ShapeUnknown."""
         return weights_of(
             config,
             dtype=self.dtype,
-            dequantized=self.dequantized(mode),
+            dequantized=self.dequantized(config, mode),
             checkpoint_bytes=self.checkpoint_bytes,
         )
 
@@ -123,6 +124,16 @@ def stored_form(config: Mapping[str, Any]) -> str | None:
     return str(stated.get("quant_method")) if isinstance(stated, Mapping) else None
 
 
+def widened(config: Mapping[str, Any], mode: str, experts: Experts = "auto") -> bool:
+    """Whether weights that are stored quantized are held as plain numbers in a mode whatever the
+    GPUs can: over several, all but the MXFP4 experts that the engine computes itself."""
+    form = stored_form(config)
+    if form is None or mode == "single":
+        return False
+    own = form == "mxfp4" and config.get("model_type") == _OWN_MXFP4
+    return not own or experts == "transformers"
+
+
 def make_plan(config: Mapping[str, Any], asked: PlanRequest) -> Plan:
     """Lay the model out in every mode.
 
@@ -176,10 +187,10 @@ def _fit(config: Mapping[str, Any], asked: PlanRequest, machine: FitRequest) -> 
         config,
         machine,
         dtype=asked.dtype,
-        dequantized=asked.dequantized(mode),
+        dequantized=asked.dequantized(config, mode),
         checkpoint_bytes=asked.checkpoint_bytes,
     )
-    if mode in PLAIN_MODES and asked.weights != "bf16" and stored_form(config) is not None:
+    if asked.weights != "bf16" and widened(config, mode, asked.experts):
         return replace(report, reasons=(*report.reasons, PLAIN_NOTE))
     return report
 

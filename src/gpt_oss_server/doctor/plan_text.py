@@ -112,7 +112,7 @@ def _limit_line(plan: ModePlan) -> str:
 
 def summary(plan: Plan, modes: Sequence[GpuMode]) -> list[str]:
     """The weights in their other form: which modes fit, a line each."""
-    why = "as transformers holds them without MXFP4 kernels" if plan.weights != "mxfp4" else ""
+    why = "as they are held where no kernel can compute MXFP4" if plan.weights != "mxfp4" else ""
     title = f"With weights as {_form(plan)}, {gib(plan.weights_bytes)}"
     shown = [plan.of(mode) for mode in modes if plan.of(mode).report is not None]
     rows = [

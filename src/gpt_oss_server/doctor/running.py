@@ -22,12 +22,12 @@ from gpt_oss_server.doctor.advice_text import comparison_json, plan_command
 from gpt_oss_server.doctor.gpu_specs import spec_of
 from gpt_oss_server.doctor.models import checkpoint_size
 from gpt_oss_server.doctor.plan import (
-    PLAIN_MODES,
     Plan,
     PlanRequest,
     WeightsForm,
     make_plan,
     stored_form,
+    widened,
 )
 from gpt_oss_server.errors import StartupError
 from gpt_oss_server.lifecycle import in_daemon_thread
@@ -208,9 +208,14 @@ def _request(
         dtype_bytes=DTYPE_BYTES[info.dtype],
         kv_dtype_bytes=DTYPE_BYTES[info.dtype],
     )
-    asked = PlanRequest(machine, info.dtype, checkpoint_bytes=checkpoint_size(folder))
-    if seen.gpu_mode in PLAIN_MODES:  # which says nothing of how one process would hold them
-        return asked
+    asked = PlanRequest(
+        machine,
+        info.dtype,
+        checkpoint_bytes=checkpoint_size(folder),
+        experts=settings.experts,
+    )
+    if widened(config, seen.gpu_mode, settings.experts):
+        return asked  # which says nothing of how one process would hold them
     return replace(asked, weights=_form(config, asked, info.weights_bytes))
 
 

@@ -14,6 +14,9 @@ decode, the ones that have waited longest, and of the budget. A decoding sequenc
 at a time, since its next token follows from the last; a prompt may have chunks in several. Nothing
 in flight is preempted: who finds no room waits for it to come back.
 
+After a step for which the device had no memory the budget is smaller for a while (`StepBudget`).
+Where it does not reach for all that decode, they take turns as well.
+
 With *lookahead*, one step is scheduled while the tokens that the one before it sampled are not
 known yet: a decoding sequence then takes part with the token to come (`Sequence.ahead`). If that
 token ends it, what the later step computes for it is for nothing.
@@ -26,6 +29,7 @@ from dataclasses import dataclass, field
 from gpt_oss_server.engine.kv_space import KvSpace
 from gpt_oss_server.engine.order import PrefillItem, PrefillOrder
 from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.step_budget import StepBudget
 from gpt_oss_server.engine.step_cost import MIN_CHUNK_TOKENS, StepCost
 
 # Admission attempts that may fail in one step: bounds the host time of a step behind a long queue.
@@ -57,8 +61,9 @@ class Batch:
 
 class Batcher:
     """Owns the queue of an engine. `add`, `remove` and `schedule` are its whole surface; the
-    caller reports what was computed through `kv.advance`, step by step in the order of
-    `schedule`, and has at most `micro_batches` of them in flight, one more with `lookahead`."""
+    caller reports what was computed through `kv.advance` (or `kv.take_back`), step by step in the
+    order of `schedule`, and how it went through `budget`. It has at most `micro_batches` of them in
+    flight, one more with `lookahead`."""
 
     def __init__(
         self,
@@ -79,7 +84,7 @@ class Batcher:
         self._order = order
         self._micro_batches = micro_batches
         self._overlapping = lookahead or micro_batches > 1
-        self._budget = -(-max_batch_tokens // micro_batches)
+        self.budget = StepBudget(-(-max_batch_tokens // micro_batches))
         self._cost = cost if cost is not None else StepCost()
         self._hit: dict[int, int] = {}
         self._turns = 0
@@ -102,14 +107,15 @@ class Batcher:
         """The next step's batch; empty when there is nothing to do, or nothing before a step in
         flight comes back. May preempt."""
         grants: dict[int, int] = {}
-        share = min(self._budget, self._decode_share())
+        budget = self.budget.tokens
+        share = min(budget, self._decode_share())
         for arrival in self._decoding():
             # A preemption may have taken a later one meanwhile.
             seq = self.running.get(arrival)
             if seq is not None and len(grants) < share and self._make_room(seq, grants):
                 self.kv.grow(seq, 1)
                 grants[arrival] = 1
-        self._schedule_prefills(grants, self._budget - len(grants))
+        self._schedule_prefills(grants, budget - len(grants))
         self._turns += 1
         batch = Batch()
         for arrival, tokens in grants.items():
@@ -128,7 +134,7 @@ class Batcher:
         """Arrivals of those that can decode: oldest first, or, where a step takes only some of
         them, those first that have waited longest."""
         ready = sorted(a for a, s in self.running.items() if s.decoding and not s.exhausted)
-        if self._micro_batches > 1:
+        if self._micro_batches > 1 or len(ready) > self.budget.tokens:
             ready.sort(key=lambda arrival: self.running[arrival].turn)
         return ready
 

@@ -343,6 +343,8 @@ class EngineClient:
         elif isinstance(message, wire.Progress):
             self._not_ready(message.text)
             self._tell(message.text)
+        elif isinstance(message, wire.Notice):
+            self._tell(message.text)
         elif not self._last_words:  # the first are the cause
             self._last_words = message.message
             # It ends now; how long that takes is nobody's wait.

@@ -19,6 +19,7 @@ from gpt_oss_server.engine.order import prefill_order
 from gpt_oss_server.engine.outfit import Outfit, equip
 from gpt_oss_server.engine.sampler import Sampled
 from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.shortage import Shortage
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step import lay_out
 from gpt_oss_server.engine.tallies import StepTallies
@@ -38,6 +39,9 @@ from gpt_oss_server.types import (
     TokenLogprob,
 )
 
+TOO_LARGE = (
+    "the device ran out of memory for this request, even computed alone and a token at a time"
+)
 NOT_FINITE = "the model produced numbers that are not finite for this request"
 # With nothing to run but grammars to compile, the step loop sleeps this long at a time.
 COMPILE_WAIT_S = 0.002
@@ -54,12 +58,13 @@ class StepEvents:
 @dataclass(slots=True)
 class _Flight:
     """A step that is launched. `void` entries (indices into the batch) are to be ignored; `rows`
-    and `alive`, once it is sampled from: who gets a token, and who is still wanted."""
+    and `alive`, once it is to be `drawn` from: who gets a token, and who is still wanted."""
 
     batch: Batch
     void: set[int] = field(default_factory=set)
     rows: list[int] | None = None
     alive: list[bool] = field(default_factory=list)
+    drawn: bool = False
 
 
 class EngineCore:
@@ -71,12 +76,13 @@ class EngineCore:
         progress: Callable[[str], None] = lambda _: None,
         outfit: Outfit | None = None,
     ) -> None:
-        """Load the model and allocate the pools, unless that is done. Raises StartupError."""
+        """Load the model and allocate the pools, unless that is done. Raises StartupError.
+        `progress` hears what the start does, and of every shortage of memory afterwards."""
         if outfit is None:
             outfit = equip(spec, progress)
         info = outfit.info
         self._spec = spec
-        self._info = info
+        self._tell = progress
         self.kv = KvSpace(
             [GroupSpec(g.name, g.window, g.num_blocks) for g in info.kv_groups],
             block_size=spec.block_size,
@@ -88,6 +94,7 @@ class EngineCore:
             Path(spec.folder), info.vocab_size, info.eos_token_ids, spec.max_num_seqs
         )
         self._runner = outfit.make_runner(self._guides)
+        self._info = outfit.started(info)
         order = prefill_order(spec.prefill_order, spec.prefill_oldest_share)
         self.batcher = Batcher(
             self.kv,
@@ -102,7 +109,11 @@ class EngineCore:
         self._arrivals = 0
         self._tallies = StepTallies()
         self._counts = dict.fromkeys(
-            ("steps", "prefill_tokens", "decode_tokens", "finished", "failed", "cancelled"), 0
+            (
+                *("steps", "prefill_tokens", "decode_tokens", "finished", "failed", "cancelled"),
+                *("shortages", "too_large"),
+            ),
+            0,
         )
 
     def info(self) -> EngineInfo:
@@ -157,38 +168,88 @@ class EngineCore:
         self.kv.forget(session, keep_tokens)
 
     def step(self) -> StepEvents:
-        """Launch what there is room for, collect the oldest step, record. Any exception here is
-        the engine's own fault and fatal."""
+        """Launch what there is room for, collect the oldest step, record. A step for which the
+        device has no memory is computed again in smaller ones. Any exception here is the engine's
+        own fault and fatal."""
         began_s = time.perf_counter()
         events = StepEvents()
         self._add_compiled(events)
-        self._launch()
+        self._launch(events)
         if self._flights:
             self._collect(self._flights.popleft(), events, began_s)
         elif not events.failures:
             self._guides.wait(COMPILE_WAIT_S)
         return events
 
-    def _launch(self) -> None:
+    def _launch(self, events: StepEvents) -> None:
         """Launch what there is room and work for. With lookahead one step more, once the oldest
-        is sampled from: its tokens are on the device then, for the new one to go on with."""
+        is drawn from: its tokens are on the device then, for the new one to go on with."""
         runner = self._runner
         while len(self._flights) < runner.depth + runner.lookahead:
             if len(self._flights) == runner.depth:
-                self._sample(self._flights[0])
+                oldest = self._flights[0]
+                if not self._draw(oldest):
+                    self._flights.clear()
+                    self._shrink(oldest, events)
+                    continue
+                self._go_ahead(oldest)
             batch = self.batcher.schedule()
             if not batch.seqs:
                 break
-            runner.launch(lay_out(batch, self.kv))
-            self._flights.append(_Flight(batch))
+            flight = _Flight(batch)
+            try:
+                runner.launch(lay_out(batch, self.kv))
+            except Shortage as shortage:
+                self._note(shortage, batch)
+                self._shrink(flight, events)
+                if self._flights or events.failures:
+                    break  # there is more memory when what is in flight, or failed, is gone
+            else:
+                self._flights.append(flight)
 
-    def _sample(self, flight: _Flight) -> None:
-        """Begin to sample from the oldest step: whoever gets a token may go on with it unseen."""
+    def _draw(self, flight: _Flight) -> bool:
+        """Begin to sample from a step, if that has not begun. Returns whether there was memory: if
+        not, the step is gone."""
+        if flight.drawn:
+            return True
         rows = self._prepare(flight)
-        self._runner.sample(self._sampling(flight, rows))
-        for n, i in enumerate(rows):
+        try:
+            self._runner.sample(self._sampling(flight, rows))
+        except Shortage as shortage:
+            self._note(shortage, flight.batch)
+            for i in rows:  # what is kept of them may not have reached the device
+                self._runner.sampler.drop(flight.batch.seqs[i])
+            return False
+        flight.drawn = True
+        return True
+
+    def _go_ahead(self, flight: _Flight) -> None:
+        """Whoever gets a token of a step that is drawn from may go on with it unseen."""
+        for n, i in enumerate(self._prepare(flight)):
             flight.batch.seqs[i].ahead = 1
             flight.batch.seqs[i].ahead_row = n
+
+    def _shrink(self, flight: _Flight, events: StepEvents) -> None:
+        """There was no memory for a step, the last one launched: its tokens are to be computed in
+        smaller steps. One that has a single token, and the device for itself, can never be."""
+        batch = flight.batch
+        alive = [seq for seq in batch.seqs if self._jobs.get(seq.key) is seq]
+        for i, (seq, tokens) in enumerate(zip(batch.seqs, batch.tokens, strict=True)):
+            if i not in flight.void and self._jobs.get(seq.key) is seq:
+                self.kv.take_back(seq, tokens)
+        prefill_tokens = sum(batch.tokens) - batch.decode_tokens
+        smaller = self.batcher.budget.shrink(batch.decode_tokens, prefill_tokens)
+        if not smaller and not self._flights:
+            for seq in alive:
+                self._counts["too_large"] += 1
+                self._fail(seq, EngineFailed(TOO_LARGE, retry_after_s=1.0), events)
+
+    def _note(self, shortage: Shortage, batch: Batch) -> None:
+        self._counts["shortages"] += 1
+        self._tell(
+            f"out of memory in a step of {sum(batch.tokens)} tokens of {len(batch.seqs)} sequences "
+            f"({batch.decode_tokens} decoding): smaller steps for a while; {shortage}"
+        )
 
     def _prepare(self, flight: _Flight) -> list[int]:
         """Which entries get a token: of those that sample, the ones that are still wanted. A
@@ -210,6 +271,9 @@ class EngineCore:
 
     def _collect(self, flight: _Flight, events: StepEvents, began_s: float) -> None:
         """Take the results of the oldest step."""
+        if not self._draw(flight):
+            self._shrink(flight, events)
+            return
         batch = flight.batch
         rows = self._prepare(flight)
         sampled, spoiled = self._runner.collect(self._sampling(flight, rows))
@@ -228,6 +292,7 @@ class EngineCore:
             if i not in spoiled:
                 self._record(seq, sampled, n, events)
         prefill_tokens = sum(batch.tokens) - batch.decode_tokens
+        self.batcher.budget.passed()
         self._count(batch.decode_tokens, prefill_tokens, time.perf_counter() - began_s)
 
     def _take_back(self, seq: Sequence) -> None:
@@ -258,6 +323,9 @@ class EngineCore:
             jobs_finished=counts["finished"],
             jobs_failed=counts["failed"],
             jobs_cancelled=counts["cancelled"],
+            shortages=counts["shortages"],
+            jobs_too_large=counts["too_large"],
+            step_budget_tokens=self.batcher.budget.tokens,
             step_seconds=self._tallies.seconds(),
             step_tokens=self._tallies.tokens(),
         )

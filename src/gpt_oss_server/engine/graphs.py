@@ -24,13 +24,15 @@ import torch
 
 from gpt_oss_server.engine.attention.interface import AttentionBackend, LayerKv, StepContext
 from gpt_oss_server.engine.forward import Forward
-from gpt_oss_server.engine.staging import Array, Parcel
+from gpt_oss_server.engine.staging import ALIGNMENT_BYTES, Array, Parcel
 from gpt_oss_server.engine.step import HostLayout, StepInput, StepLayout, positions_and_slots
 from gpt_oss_server.errors import StartupError
 
 # A larger batch keeps the device busy without.
 MOST_SEQUENCES = 512
 WARM_UPS = 2
+# For one size's nodes and their arguments, some 300 launches: reckoned, not measured.
+DRIVER_BYTES = 16 << 20
 _NO_SLOT = -1
 _KNOWN = -1
 
@@ -116,6 +118,23 @@ class _Size:
     head: Parcel
     step: StepInput
     ahead_from: torch.Tensor
+
+
+def predicted_bytes(room: Room, vocab_size: int, dtype_bytes: int, decode_bytes: int) -> int:
+    """What recordings will take of the device, at most: their fixed tensors, `decode_bytes` for
+    the largest decode step (smaller ones fit into what it took), and the driver's own. For a pool
+    that is allocated before them, because they have its addresses in them."""
+    sizes = ladder(room.max_num_seqs)
+    most = sizes[-1]
+    arrays = 5 + room.groups  # ids, ids to come, positions, starts, lengths; slots
+    fixed = (
+        most * vocab_size * dtype_bytes
+        + room.groups * most * room.columns * 4
+        + most * (4 + 8 * arrays)
+        + ALIGNMENT_BYTES * (arrays + 1)
+        + 8 * room.max_num_seqs
+    )
+    return fixed + decode_bytes + len(sizes) * DRIVER_BYTES
 
 
 def ladder(max_num_seqs: int) -> list[int]:

@@ -154,10 +154,11 @@ class KvSpace:
                 seq.blocks[g] += new
                 self.tables[g][seq.slot, held_end:end] = new
 
-    def take_back(self, seq: Sequence) -> None:
-        """The last token launched was not the one: let go of what was held for it alone. The step
-        in flight may still write there; all later ones come behind it."""
-        seq.launched -= 1
+    def take_back(self, seq: Sequence, tokens: int = 1) -> None:
+        """The last tokens launched were not the ones, or were never computed: let go of what was
+        held for them alone. The step in flight may still write there; all later ones come behind
+        it."""
+        seq.launched -= tokens
         end = -(-seq.launched // self.block_size)
         for g, pool in enumerate(self.pools):
             kept = max(0, end - seq.first_block[g])

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from gpt_oss_server.engine.experts.choice import choose_experts, kernels_wanted
+from gpt_oss_server.engine.experts.choice import choose_experts, kernels_wanted, wide_line
 from gpt_oss_server.engine.packed import can_pack, pack_weights
+from gpt_oss_server.engine.phases import Phases
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step_cost import active_parameters
 from gpt_oss_server.errors import StartupError
@@ -78,8 +79,10 @@ def read_config(folder: Path) -> Any:
         raise StartupError(f"{folder}: cannot read the model's config: {_line(error)}") from error
 
 
-def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel:
-    """Load or initialise the model that `spec` names.
+def load_model(
+    spec: EngineSpec, progress: Callable[[str], None], phases: Phases | None = None
+) -> LoadedModel:
+    """Load or initialise the model that `spec` names, and lay its weights out as they are read.
 
     Raises:
         StartupError: no such device, no weights, an architecture transformers does not know,
@@ -88,16 +91,24 @@ def load_model(spec: EngineSpec, progress: Callable[[str], None]) -> LoadedModel
     device = pick_device(spec.device)
     config = read_config(Path(spec.folder))
     dtype = pick_dtype(spec.dtype, config, device)
-    if choose_experts(spec, config, dtype, device).as_stored:
-        from gpt_oss_server.engine.experts.loading import load_as_stored
+    phases = phases or Phases()
+    with phases.during("load"):
+        choice = choose_experts(spec, config, dtype, device)
+        # What transformers does with them it says itself.
+        line = None if spec.experts == "transformers" else wide_line(choice, dtype)
+        if line is not None:
+            progress(line)
+        if choice.as_stored:
+            from gpt_oss_server.engine.experts.loading import load_as_stored
 
-        model = load_as_stored(spec, config, dtype, device, progress)
-    else:
-        model = whole_model(spec, config, dtype, device, progress)
-    described = describe(model, device, dtype)
-    kernels_if_wanted(spec, model, device, dtype, progress)
-    if spec.attention_backend != "triton":  # kernels read plain weights
-        pack_if_possible(model, device, dtype, progress)
+            model = load_as_stored(spec, config, dtype, device, progress)
+        else:
+            model = whole_model(spec, config, dtype, device, progress)
+        described = describe(model, device, dtype)
+    with phases.during("rewrite"):
+        kernels_if_wanted(spec, model, device, dtype, progress)
+        if spec.attention_backend != "triton":  # kernels read plain weights
+            pack_if_possible(model, device, dtype, progress)
     return described
 
 

@@ -15,21 +15,22 @@ import msgspec
 import torch
 
 from gpt_oss_server.engine.forward import make_forward
-from gpt_oss_server.engine.graphs import DecodeGraphs, Room, make_recorder
 from gpt_oss_server.engine.guided import Guides
 from gpt_oss_server.engine.host_memory import check_room, free_bytes
 from gpt_oss_server.engine.layout import allocate_layers, observe_layers, reconcile
 from gpt_oss_server.engine.loader import LoadedModel, load_model
-from gpt_oss_server.engine.nucleus import make_nucleus
-from gpt_oss_server.engine.runner import ModelRunner, Runner, make_backend
-from gpt_oss_server.engine.sampler import Sampler
+from gpt_oss_server.engine.meter import Meter, make_meter
+from gpt_oss_server.engine.phases import Phases
+from gpt_oss_server.engine.profile import Limits, Profile
+from gpt_oss_server.engine.runner import Runner, make_backend
+from gpt_oss_server.engine.single import Opening, Single, say_profile
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step_cost import StepCost, step_cost
 from gpt_oss_server.errors import ConfigError, StartupError
 from gpt_oss_server.memory.activations import activations_of
 from gpt_oss_server.memory.architecture import LayerAttention, ModelShape, shape_from_config
 from gpt_oss_server.memory.errors import PoolTooSmall, ShapeUnknown
-from gpt_oss_server.memory.kv import PoolPlan, plan_pools
+from gpt_oss_server.memory.kv import PoolPlan, cache_groups, plan_pools
 from gpt_oss_server.types import EngineInfo, KvGroupInfo, RankInfo
 
 CPU_BATCH_TOKENS = 256
@@ -41,15 +42,22 @@ CPU_KV_MAX_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Outfit:
-    """`make_runner` is called once, with the engine's guides."""
+    """`make_runner` is called once, with the engine's guides. `started` adds to `info` what is
+    known only behind that."""
 
     info: EngineInfo
     cost: StepCost
     make_runner: Callable[[Guides], Runner]
+    started: Callable[[EngineInfo], EngineInfo] = lambda info: info
 
 
-def equip(spec: EngineSpec, progress: Callable[[str], None]) -> Outfit:
-    """Load the model into this process and allocate its pools. Raises StartupError."""
+def equip(
+    spec: EngineSpec,
+    progress: Callable[[str], None],
+    meter_of: Callable[[torch.device], Meter | None] = make_meter,
+) -> Outfit:
+    """Load the model into this process and allocate its pools. Where the device has a meter, the
+    largest steps are run first, and the pools take what these leave. Raises StartupError."""
     if spec.gpu_mode == "auto":
         from gpt_oss_server.engine.ranks.auto import equip_spread
 
@@ -57,46 +65,41 @@ def equip(spec: EngineSpec, progress: Callable[[str], None]) -> Outfit:
         if isinstance(spread, Outfit):
             return spread
         spec = msgspec.structs.replace(spec, device=str(spread))
-    loaded = load_model(spec, progress)
+    phases = Phases()
+    loaded = load_model(spec, progress, phases)
     config = read_config(spec)
     shape, warnings = shape_of(config, loaded, observe_layers(loaded.model))
     for line in warnings:
         progress(f"warning: {line}")
     bounds = bounds_of(spec, config, loaded)
-    backend = make_backend(spec.attention_backend, spec.block_size, [loaded.device], progress)
-    forward = make_forward(loaded.model, backend.name, bounds.max_len, progress)
+    with phases.during("rewrite"):
+        backend = make_backend(spec.attention_backend, spec.block_size, [loaded.device], progress)
+        forward = make_forward(loaded.model, backend.name, bounds.max_len, progress)
+    groups = len(cache_groups(shape, loaded.dtype.itemsize))
+    limits = Limits(
+        batch_tokens=bounds.batch_tokens,
+        max_num_seqs=spec.max_num_seqs,
+        max_len=bounds.max_len,
+        block_size=spec.block_size,
+        vocab_size=loaded.vocab_size,
+        groups=groups,
+    )
+    single = Single(spec, loaded, shape, limits, backend, forward)
+    meter = meter_of(loaded.device)
+    profile = None
+    if meter is not None:
+        progress("profiling the largest steps")
+        with phases.during("profile"):
+            profile = single.profiled(meter)
+        say_profile(profile, bounds.activations_bytes, progress)
     progress("allocating the KV pools")
-    budget = spec.kv_cache_bytes or kv_budget(spec, loaded, bounds.activations_bytes)
-    plan = plan_within(spec, loaded, shape, bounds.batch_tokens, budget)
-    if loaded.device.type == "cpu":
-        check_room(plan.total_bytes, free_bytes())
-    layers = allocate_layers(plan, shape, spec.block_size, loaded.dtype, loaded.device)
-
-    def make_runner(guides: Guides) -> Runner:
-        sampler = Sampler(loaded.vocab_size, loaded.device, guides, make_nucleus(loaded.device))
-        # On a CPU there is nothing to overlap: a step that is for nothing would cost its time.
-        ahead = loaded.device.type == "cuda" if spec.lookahead is None else spec.lookahead
-        graphs = None
-        if forward.capturable and backend.capturable and not spec.eager:
-            room = Room(
-                spec.max_num_seqs,
-                -(-bounds.max_len // spec.block_size),
-                len(plan.groups),
-                spec.block_size,
-            )
-            recorder = make_recorder(loaded.device)
-            graphs = DecodeGraphs(forward, layers, backend, room, recorder, progress)
-        return ModelRunner(
-            forward,
-            layers,
-            backend,
-            sampler,
-            spec.block_size,
-            spec.max_num_seqs,
-            lookahead=ahead,
-            graphs=graphs,
-        )
-
+    with phases.during("pools"):
+        aside = bounds.activations_bytes if profile is None else single.set_aside_bytes(profile)
+        budget = spec.kv_cache_bytes or kv_budget(spec, loaded, aside)
+        plan = plan_within(spec, loaded, shape, bounds.batch_tokens, budget)
+        check_pools(plan, loaded.device, aside, progress)
+        layers = allocate_layers(plan, shape, spec.block_size, loaded.dtype, loaded.device)
+    opening = Opening(single, layers, meter, phases, progress)
     rank = RankInfo(
         rank=0,
         device=str(loaded.device),
@@ -105,8 +108,9 @@ def equip(spec: EngineSpec, progress: Callable[[str], None]) -> Outfit:
         kv_bytes=plan.total_bytes,
         block_bytes=tuple(group.block_bytes for group in plan.groups),
     )
-    info = info_of(spec, loaded, bounds, plan, backend.name, (rank,))
-    return Outfit(info, step_cost(loaded.active_parameters, shape), make_runner)
+    info = info_of(spec, loaded, bounds, plan, backend.name, (rank,), profile)
+    cost = step_cost(loaded.active_parameters, shape)
+    return Outfit(info, cost, opening.make_runner, opening.started)
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,11 @@ def info_of(
     plan: PoolPlan,
     backend: str,
     ranks: tuple[RankInfo, ...],
+    profile: Profile | None = None,
 ) -> EngineInfo:
-    """What the engine says of itself. `plan` counts the blocks of all ranks."""
+    """What the engine says of itself. `plan` counts the blocks of all ranks; without a `profile`,
+    steps are taken to need what was predicted."""
+    bound = bounds.activations_bytes
     return EngineInfo(
         vocab_size=loaded.vocab_size,
         max_model_len=bounds.max_len,
@@ -168,7 +175,9 @@ def info_of(
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
         weights_bytes=sum(rank.weights_bytes for rank in ranks),
-        activations_peak_bytes=bounds.activations_bytes,
+        activations_peak_bytes=bound if profile is None else profile.set_aside_bytes,
+        activations_bound_bytes=bound,
+        activations_measured_bytes=None if profile is None else profile.step.allocated_bytes,
         attention_backend=backend,
         ranks=ranks,
         micro_batches=spec.depth,
@@ -240,6 +249,21 @@ def plan_within(
         raise StartupError(
             f"too little memory for a KV cache: {error}; raise {cure} or use a smaller model"
         ) from error
+
+
+def check_pools(
+    plan: PoolPlan, device: torch.device, aside_bytes: int, progress: Callable[[str], None]
+) -> None:
+    """Raises StartupError for pools that the device has no room for; says so where it has, and
+    none is left for steps."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_bytes()
+    check_room(plan.total_bytes, free)
+    missing = plan.total_bytes + aside_bytes - free
+    if device.type == "cuda" and missing > 0:
+        progress(
+            f"warning: steps may need {missing / 2**20:.1f} MiB more than the KV cache leaves of "
+            f"{device}: choose a smaller --kv-cache-memory"
+        )
 
 
 def kv_budget(spec: EngineSpec, loaded: LoadedModel, activations_bytes: int) -> int:

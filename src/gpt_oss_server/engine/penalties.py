@@ -83,10 +83,11 @@ class PenaltyCounts:
     def _take_row(self) -> int:
         if not self._free:
             held = self._tables.shape[1]
-            self._free += range(2 * held, held - 1, -1)
             more = (2, held + 1, self._vocab_size)
             blank = torch.zeros(more, dtype=torch.int32, device=self._device)
             self._tables = torch.cat((self._tables, blank), dim=1)
+            # Not before: there may have been no memory for them.
+            self._free += range(2 * held, held - 1, -1)
         return self._free.pop()
 
     def _places(self, row: int, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -23,6 +23,7 @@ from gpt_oss_server.engine.graphs import DecodeGraphs
 from gpt_oss_server.engine.kernels.usable import why_not
 from gpt_oss_server.engine.sampler import Drawn, Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.shortage import give_back, shortage_of
 from gpt_oss_server.engine.staging import Fetched, fetch
 from gpt_oss_server.engine.step import IntArray, StepInput, StepLayout, to_device
 from gpt_oss_server.errors import StartupError
@@ -37,6 +38,11 @@ class Runner(Protocol):
     With `lookahead` the oldest step may be sampled before it is collected, and one more launched
     in between, with tokens that only the device knows (`StepLayout.ahead_rows`): then it has work
     while the host looks at what was sampled and prepares the step after.
+
+    A `launch` or `sample` that raises `Shortage` leaves nothing behind of the step that it was
+    for, and the memory that it took is free again: the step may be launched anew, whole or in
+    parts. What the sampler keeps of its sequences is to be dropped. Only a runner of depth 1 may
+    raise it: where others compute the same step, a shortage is the end of all of them.
     """
 
     depth: int
@@ -44,11 +50,12 @@ class Runner(Protocol):
     sampler: Sampler
 
     def launch(self, layout: StepLayout) -> None:
-        """Begin a step, behind those that are in flight."""
+        """Begin a step, behind those that are in flight. May raise Shortage."""
         ...
 
     def sample(self, sampling: Seq[Sequence | None]) -> None:
-        """With `lookahead`: begin to sample from the oldest step, `sampling` as for `collect`."""
+        """Begin to sample from the oldest step, `sampling` as for `collect`. May raise Shortage.
+        Without `lookahead` all may be left to `collect`."""
         ...
 
     def collect(self, sampling: Seq[Sequence | None]) -> tuple[Sampled, frozenset[int]]:
@@ -148,6 +155,19 @@ class ModelRunner:
         self.sampler = sampler
 
     def launch(self, layout: StepLayout) -> None:
+        try:
+            launched = self._compute(layout)
+        except (RuntimeError, MemoryError) as error:
+            shortage = shortage_of(error)
+            if shortage is None:
+                raise
+        else:
+            self._launched.append(launched)
+            return
+        give_back(self._device)
+        raise shortage
+
+    def _compute(self, layout: StepLayout) -> _Launched:
         with torch.inference_mode():
             if self._graphs is not None and self._graphs.takes(layout):
                 logits, written = self._graphs.run(layout)
@@ -158,10 +178,22 @@ class ModelRunner:
                 context = StepContext(self._layers, step, self._backend.plan(step), written)
                 logits = self._model.forward(step, context)
                 rows = np.arange(len(layout.sample_rows))
-        self._launched.append(_Launched(layout, logits, rows, written))
+        return _Launched(layout, logits, rows, written)
 
     def sample(self, sampling: Seq[Sequence | None]) -> None:
-        launched = self._launched[0]
+        try:
+            self._sampling = self._draw(self._launched[0], sampling)
+        except (RuntimeError, MemoryError) as error:
+            shortage = shortage_of(error)
+            if shortage is None:
+                raise
+        else:
+            return
+        self._launched.popleft()
+        give_back(self._device)
+        raise shortage
+
+    def _draw(self, launched: _Launched, sampling: Seq[Sequence | None]) -> _Sampling:
         live = [seq for seq in sampling if seq is not None]
         drawn = None
         with torch.inference_mode():
@@ -171,7 +203,7 @@ class ModelRunner:
                 drawn = self.sampler.draw(logits, live, picked)
                 self._last[: len(live)].copy_(drawn.tokens)
             finite = fetch([torch.isfinite(launched.written)])
-        self._sampling = _Sampling(drawn, finite)
+        return _Sampling(drawn, finite)
 
     def collect(self, sampling: Seq[Sequence | None]) -> tuple[Sampled, frozenset[int]]:
         if self._sampling is None:

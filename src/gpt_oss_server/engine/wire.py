@@ -48,6 +48,12 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
+class Notice(msgspec.Struct, frozen=True, tag=True):
+    """Worker to front, at work: something for the log. Without prompt text."""
+
+    text: str
+
+
 class Started(msgspec.Struct, frozen=True, tag=True):
     info: EngineInfo
 
@@ -91,7 +97,7 @@ class Alive(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Start | Submit | Cancel | Forget
-ToFront = Progress | Started | StartFailed | StepResult | Crashed | Alive
+ToFront = Progress | Notice | Started | StartFailed | StepResult | Crashed | Alive
 
 
 class FrameBuffer:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from gpt_oss_server.engine.ranks.crew import Crew
 
 STATS_INTERVAL_S = 0.1
+# Steps ask for tensors of ever other sizes: with segments that grow, what is freed of one is of use
+# to all others. Read by PyTorch when it first allocates on a GPU; whatever a user has set stands.
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+GROWING_SEGMENTS = "expandable_segments:True"
 EXIT_CRASH = 70
 
 
@@ -107,7 +111,7 @@ class Loop:
         from gpt_oss_server.engine.core import EngineCore
 
         def progress(text: str) -> None:
-            channel.send(wire.Progress(text))
+            channel.send(wire.Notice(text) if channel.started else wire.Progress(text))
 
         self._channel = channel
         outfit = None
@@ -206,8 +210,16 @@ def serve(sock: socket.socket) -> int:
     return 0
 
 
+def settle_allocator(environment: MutableMapping[str, str]) -> None:
+    """Have PyTorch's allocator use segments that grow, also in the ranks that this process
+    starts, unless the user has said how it is to allocate."""
+    if not any(name in environment for name in ALLOCATOR_SETTINGS):
+        environment[ALLOCATOR_SETTINGS[0]] = GROWING_SEGMENTS
+
+
 def main() -> None:
     end_with_parent(int(sys.argv[2]))
+    settle_allocator(os.environ)
     # Ctrl-C and a supervisor's SIGTERM reach the whole group: the front decides what they mean,
     # and this process ends when the front closes the socket.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

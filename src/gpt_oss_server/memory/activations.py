@@ -22,8 +22,10 @@ sliding and full layers), plus the greediest phase of one layer, or the head:
   and its share of index arrays, 4·8; shared experts as a dense MLP. (Llama 4 sends every token
   through every expert: k = E.)
 - head: the normed states T·H·b, S sampled rows of V logits in the model's dtype and, for
-  sampling, three float32 copies (scaled, filtered, probabilities) and the 8-byte indices of a
-  sort.
+  sampling, four float32 copies (as they are, biased, scaled, filtered), the probabilities and
+  their sums in float64, and two masks. Left out are the counts that penalties keep of each
+  sequence's tokens and, on a device that finds top_p by sorting (no GPU with our kernels does),
+  the sorted logits with their masses, some 10 bytes more a logit.
 
 Tensor parallelism divides q, k, v, o and dense widths; routed rows may all meet on one rank and
 logits are gathered, so these stay whole.
@@ -50,7 +52,9 @@ from gpt_oss_server.memory.weight_rules import (
 )
 
 FLOAT32_BYTES = 4
+FLOAT64_BYTES = 8
 INDEX_BYTES = 8
+MASK_BYTES = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def activations_of(
     resolved = resolve(config)
     row = step_tokens * resolved.count("hidden_size") * dtype_bytes
     tables = 4 * geometry_of(resolved).k_dim * dtype_bytes + 4 * INDEX_BYTES
-    per_logit = dtype_bytes + 3 * FLOAT32_BYTES + INDEX_BYTES
+    per_logit = dtype_bytes + 4 * FLOAT32_BYTES + 2 * FLOAT64_BYTES + 2 * MASK_BYTES
     return Activations(
         standing_bytes=row + step_tokens * tables,
         norm_bytes=2 * row + 3 * row * FLOAT32_BYTES // dtype_bytes,

@@ -16,7 +16,13 @@ from gpt_oss_server.memory.architecture import ResolvedConfig, geometry_of, head
 from gpt_oss_server.memory.blocks import ceil_div
 from gpt_oss_server.memory.errors import ImpossibleSplit, ShapeUnknown
 from gpt_oss_server.memory.stages import Load, cut_stages
-from gpt_oss_server.memory.weight_parts import Matrix, Quantization, Split, WeightPart
+from gpt_oss_server.memory.weight_parts import (
+    MXFP4_GROUP,
+    Matrix,
+    Quantization,
+    Split,
+    WeightPart,
+)
 from gpt_oss_server.memory.weight_rules import RULES, layer_parts
 
 WEIGHT_DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
@@ -74,9 +80,11 @@ class ModelWeights:
         """Bytes on the fullest tensor-parallel rank of each pipeline stage, first stage first.
 
         Heads, MLPs, the width of experts and the vocabulary are shared by the ranks; norms,
-        routers and biases of what is summed over ranks are on each. Stages hold the layers that
-        `stages` says within `limit_bytes`; the embedding is on the first, final norm and head on
-        the last (which needs the embedding too where it is tied). Raises `ImpossibleSplit`.
+        routers and biases of what is summed over ranks are on each. Experts in MXFP4 are shared by
+        whole groups of 32 columns, as many on each rank (`engine.ranks.shard`). Stages hold the
+        layers that `stages` says within `limit_bytes`; the embedding is on the first, final norm
+        and head on the last (which needs the embedding too where it is tied). Raises
+        `ImpossibleSplit`.
         """
         sizes = []
         for stage, layers in enumerate(self.stages(pp, limit_bytes)):
@@ -158,6 +166,14 @@ class ModelWeights:
             raise ImpossibleSplit(
                 f"{self.heads} attention heads cannot be split over {tp} tensor-parallel ranks"
             )
+        if part.mxfp4 and self.quantization == "mxfp4":
+            groups = ceil_div(part.units, MXFP4_GROUP)
+            if groups < tp:
+                raise ImpossibleSplit(
+                    f"{part.name} of {groups} groups of {MXFP4_GROUP} columns cannot be split over "
+                    f"{tp} tensor-parallel ranks"
+                )
+            return ceil_div(size * ceil_div(groups, tp), groups)
         if part.units % tp:
             raise ImpossibleSplit(
                 f"{part.name} of width {part.units} cannot be split over {tp} tensor-parallel ranks"

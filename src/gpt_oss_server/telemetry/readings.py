@@ -109,6 +109,13 @@ def _of_engine(info: EngineInfo, stats: EngineStats, identity: Identity) -> Iter
     yield "gpt_oss_engine_preemptions_total", (), stats.preemptions
     yield "gpt_oss_engine_prefix_queried_tokens_total", (), queried
     yield "gpt_oss_engine_prefix_hit_tokens_total", (), hit
+    yield "gpt_oss_engine_out_of_memory_total", ("retried",), stats.shortages - stats.jobs_too_large
+    yield "gpt_oss_engine_out_of_memory_total", ("failed",), stats.jobs_too_large
+    if stats.step_budget_tokens is not None:
+        yield "gpt_oss_engine_step_budget_tokens", (), stats.step_budget_tokens
+    for phase in info.startup:
+        if phase.seconds is not None:
+            yield "gpt_oss_engine_start_seconds", (phase.name,), phase.seconds
     by_name = (identity.model_name,)
     yield "vllm:num_preemptions_total", by_name, stats.preemptions
     yield "vllm:prefix_cache_queries_total", by_name, queried
@@ -132,6 +139,13 @@ def _of_blocks(info: EngineInfo, stats: EngineStats, identity: Identity) -> Iter
     yield "gpt_oss_kv_predicted_bytes", (), kv_bytes(info, stats.blocks_predicted)
     yield "gpt_oss_kv_pool_bytes", (), kv_capacity_bytes(info)
     yield "gpt_oss_weights_bytes", (), info.weights_bytes
+    for kind, size in (
+        ("bound", info.activations_bound_bytes or None),
+        ("measured", info.activations_measured_bytes),
+        ("set_aside", info.activations_peak_bytes or None),
+    ):
+        if size is not None:
+            yield "gpt_oss_activations_bytes", (kind,), size
 
 
 def _of_routing(desk: DeskSnapshot) -> Iterator[Reading]:

@@ -26,6 +26,7 @@ from gpt_oss_server.types import (
     KvGroupInfo,
     RankInfo,
     SamplingParams,
+    StartPhase,
     TokenDelta,
 )
 
@@ -34,6 +35,9 @@ INFO = msgspec.structs.replace(
     device="cuda:0",
     weights_bytes=10_000,
     activations_peak_bytes=500,
+    activations_bound_bytes=450,
+    activations_measured_bytes=400,
+    startup=(StartPhase("load", 2.5), StartPhase("capture", None, "--eager")),
     max_batch_tokens=16,
     kv_groups=(
         KvGroupInfo(name="full", layers=2, window=None, num_blocks=100, block_bytes=100),
@@ -153,6 +157,10 @@ def test_the_rest_of_stats() -> None:
     assert stats["latency_p95_e2e_s"] is None
     assert stats["recommendation"] is None
     assert stats["engine"]["ready"] is True
+    assert stats["engine"]["startup"] == [
+        {"phase": "load", "seconds": 2.5, "why": None},
+        {"phase": "capture", "seconds": None, "why": "--eager"},
+    ]
     assert stats["engine"]["blocks_in_use"] == {"full": 5, "sliding": 2}
     assert stats["admission"]["running"] == 1
     assert stats["admission"]["blocks_used"] == {"full": 8, "sliding": 2, "slots": 1}
@@ -216,6 +224,12 @@ def test_memory_stats_has_exactly_this_shape() -> None:
         "errors": 2,
         "hung": False,
         "last_error": "the driver is gone",
+    }
+    assert memory["activations"] == {
+        "bound_bytes": 450,
+        "measured_bytes": 400,
+        "set_aside_bytes": 500,
+        "graphs_bytes": None,
     }
     assert memory["kv"] == {
         "block_size": 16,

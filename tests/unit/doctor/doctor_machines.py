@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from gpt_oss_server.config import Settings
 from gpt_oss_server.doctor.findings import Examined
+from gpt_oss_server.doctor.four_bits import form_held
 from gpt_oss_server.doctor.machine import Machine, TorchFacts
 from gpt_oss_server.doctor.models import ModelFacts, model_facts
 from gpt_oss_server.doctor.plan import PlanRequest, make_plan
@@ -20,14 +21,14 @@ GIB = 2**30
 PACKAGES = {
     "torch": "2.13.0+cu130",
     "transformers": "5.23.0",
-    "triton": "3.5.1",
-    "kernels": "0.18.2",
+    "triton": "3.6.0",
+    "kernels": None,
     "nvidia-ml-py": "13.615.71",
 }
 LAPTOP = Machine(
     python="3.11.7",
     platform="Linux",
-    packages={**PACKAGES, "torch": "2.13.0+cpu", "triton": None, "kernels": None},
+    packages={**PACKAGES, "torch": "2.13.0+cpu", "triton": None},
     minimums={"torch": "2.11", "transformers": "5.17"},
     torch=TorchFacts(version="2.13.0+cpu"),
     gpus_present=0,
@@ -99,15 +100,12 @@ def server(
         max_num_seqs=64,
         max_batch_tokens=2048,
     )
-    asked = PlanRequest(machine, "bfloat16")
-    return Examined(
-        chosen,
-        replace(SERVER, **changes),
-        model,
-        None,
-        make_plan(model.config, asked),
-        make_plan(model.config, PlanRequest(machine, "bfloat16", "bf16")),
-    )
+    there = replace(SERVER, **changes)
+    form = form_held(chosen, there, model.config)
+    asked = PlanRequest(machine, "bfloat16", form, experts=chosen.experts)
+    other = PlanRequest(machine, "bfloat16", "bf16" if form is None else "mxfp4")
+    plans = [make_plan(model.config, one) for one in (asked, other)]
+    return Examined(chosen, there, model, None, *plans)
 
 
 def readings(*utilization: float | None, used_gib: int = 1) -> tuple[GpuReading, ...]:

@@ -59,8 +59,8 @@ def test_every_way_that_fits_is_there_the_simplest_first() -> None:
         "pipeline",
         "auto",
     ]
-    # Its experts, as plain numbers, are too much for two GPUs, as stored for one they are not.
-    assert [way.name for way in compared(OSS_120B, 2).ways] == ["single", "2 single replicas"]
+    # Its experts in four bits, on each of two GPUs or shared by them.
+    assert len(compared(OSS_120B, 2).ways) == 5
     assert compared(OSS_120B, 1, gpu_gib=48).ways == ()
 
 
@@ -144,21 +144,21 @@ def test_what_is_assumed_is_said() -> None:
     [
         (
             OSS_120B,
-            4,
+            2,
             80,
             Load(1, 2048, 4096, True),
             "single",
             "--gpu-mode single on one GPU serves 1 at once of 2,048 tokens, with room for 64 at "
-            "once",
+            "once; tensor over 2 would give about 1.1× the tokens per second",
         ),
         (
             OSS_120B,
             4,
             80,
             Load(32, 2048, 4096, True),
-            "single",
-            "--gpu-mode single with a replica on each of 4 GPUs serves 32 at once of 2,048 tokens, "
-            "with room for 256 at once",
+            "tensor",
+            "--gpu-mode tensor over 4 GPUs for 32 at once of 2,048 tokens: about 1.3× the tokens "
+            "per second of 4 single replicas",
         ),
         (
             PLAIN,

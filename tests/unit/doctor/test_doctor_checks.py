@@ -21,6 +21,10 @@ NOT_HERE = ModelFacts(OSS_20B.model_id, OSS_20B.config, "packaged")
 MIG = DriverInfo(version="580.65.06", cuda="13.1", mig_gpus=("2",))
 OLD = DriverInfo(version="550.54.15", cuda="12.4", mig_gpus=())
 CPU_TORCH = TorchFacts(version="2.13.0+cpu")
+NO_TRITON = {**SERVER.packages, "triton": None}
+HUB_KERNELS = {**SERVER.packages, "triton": "3.4.0", "kernels": "0.18.2"}
+THEIRS = {"experts": "transformers"}
+OLDER = ((7, 5),)
 NO_CUDA = replace(CUDA, cuda_usable=False, devices=(), cuda_error="CUDA unknown error")
 
 
@@ -105,17 +109,30 @@ def said(seen: Examined) -> dict[str, str]:
         ),
         (server(ram_available_bytes=GIB), {"ram-too-small": "problem"}),
         (server(OSS_120B, gpu_gib=48), {"model-too-large": "problem"}),
-        # Over several GPUs its experts take two bytes a number.
-        (server(OSS_120B, gpu_gib=48, settings=TENSOR), {"model-too-large": "problem"}),
+        # In four bits also over several GPUs, which need far less each.
+        (server(OSS_120B, gpu_gib=20, settings=TENSOR), {"out-of-memory": "note"}),
         (server(OSS_120B, settings=TENSOR), {}),
         (server(gpu_gib=16), {"out-of-memory": "note"}),
         (server(settings={"gpu_memory_utilization": 0.99}), {"out-of-memory": "problem"}),
-        (server(packages={**SERVER.packages, "triton": None}), {"mxfp4-kernels": "note"}),
+        (server(packages=NO_TRITON), {"mxfp4-kernels": "note"}),
+        (server(packages={**NO_TRITON, "triton": "3.5.1"}), {"mxfp4-kernels": "note"}),
+        (server(packages={**NO_TRITON, "triton": "3.10.0"}), {}),
+        (server(packages=NO_TRITON, settings={"experts": "torch"}), {}),
         (
-            server(OSS_120B, packages={**SERVER.packages, "kernels": None}),
-            {"mxfp4-kernels": "problem"},
+            server(OSS_120B, packages=NO_TRITON),
+            {"mxfp4-kernels": "problem", "model-too-large": "problem"},
         ),
-        (server(torch=replace(CUDA, capabilities=((7, 0),))), {"mxfp4-kernels": "note"}),
+        (server(torch=replace(CUDA, capabilities=((7, 5),))), {"mxfp4-kernels": "note"}),
+        (server(torch=replace(CUDA, capabilities=((8, 0),))), {}),
+        (server(settings={"dtype": "float32"}), {"mxfp4-kernels": "note"}),
+        (server(settings={"dtype": "float32", "experts": "triton"}), {}),
+        (server(settings=THEIRS), {"mxfp4-kernels": "note"}),
+        (server(settings=THEIRS, packages=HUB_KERNELS), {}),
+        (
+            server(settings=THEIRS, packages=HUB_KERNELS, torch=replace(CUDA, capabilities=OLDER)),
+            {},
+        ),
+        (server(settings={**THEIRS, **TENSOR}, packages=HUB_KERNELS), {"mxfp4-kernels": "note"}),
         (
             laptop(port_error="port 80 on ::1 needs privileges: choose --port above 1023"),
             {"no-gpu": "note", "port-busy": "problem"},
@@ -153,10 +170,22 @@ def test_what_is_said(seen: Examined, expected: dict[str, str]) -> None:
             None,
         ),
         (
-            server(OSS_120B, packages={**SERVER.packages, "kernels": None}),
-            "MXFP4 kernels need the package kernels: without, weights are held as bf16 "
-            "(217.61 GiB in all), which does not fit",
-            None,
+            server(packages={**NO_TRITON, "triton": "3.5.1"}),
+            "MXFP4 kernels need triton 3.6 or newer: without, experts are held as bf16 (38.96 GiB "
+            "in all)",
+            "run make setup for triton; --experts torch keeps 4 bits on any GPU, and is slow",
+        ),
+        (
+            server(settings=THEIRS, torch=replace(CUDA, capabilities=((7, 0),))),
+            "MXFP4 kernels need the package kernels and GPUs of compute capability 7.5 or newer: "
+            "without, experts are held as bf16 (38.96 GiB in all)",
+            "use --experts auto; --experts torch keeps 4 bits on any GPU, and is slow",
+        ),
+        (
+            server(settings={**THEIRS, **TENSOR}, packages=HUB_KERNELS),
+            "--experts transformers in gpu_mode tensor: MXFP4 experts are held as bf16 (38.96 GiB "
+            "in all)",
+            "use --experts auto; --experts torch keeps 4 bits on any GPU, and is slow",
         ),
         (
             server(gpus=readings(0.9, 0.1, None)),
@@ -182,6 +211,16 @@ def test_wording(seen: Examined, message: str, cure: str | None) -> None:
     (found,) = run_checks(seen)
     assert found.finding.message == message
     assert cure is None or found.finding.cure == cure
+
+
+def test_what_is_held_wide_and_does_not_fit_is_a_problem() -> None:
+    """The cause before the consequence, which has the bytes."""
+    kernels, large = run_checks(server(OSS_120B, packages=NO_TRITON))
+    assert kernels.finding.message == (
+        "MXFP4 kernels need triton 3.6 or newer: without, experts are held as bf16 (217.61 GiB in "
+        "all), which does not fit"
+    )
+    assert large.finding.message.startswith("the model does not fit in gpu_mode single: 157,98")
 
 
 def test_problems_come_before_notes() -> None:

@@ -195,7 +195,7 @@ def test_the_calculation_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (other["weights"], other["weights_bytes"]) == ("bfloat16", 233_658_313_344)
     assert [mode["fits"] for mode in other["modes"].values()] == [False, True, True, True]
     assert answer["recommendation"]["mode"] == "single"
-    # 18 layers keep all, 8 heads over 4 ranks; of 9 layers that begin with one that does, 5.
+    # 18 layers keep all, 8 heads over 4 ranks; of 9 or 10 layers at most 5.
     assert plan["modes"]["tensor"]["kv_bytes_per_token"] == 36_864 // 4
     assert plan["modes"]["pipeline"]["kv_bytes_per_token"] == 36_864 * 5 // 18
     comparison = answer["comparison"]
@@ -207,6 +207,31 @@ def test_the_calculation_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         "auto over 4",
     ]
     assert (comparison["gpu"]["known"], comparison["load"]["given"]) == (False, False)
+
+
+def test_experts_left_to_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wide in every mode, but for one GPU where it is said that transformers keeps four bits."""
+    argv = "--model 20b --gpu-memory 80GiB --gpus 2 --experts transformers --json"
+    plain = json.loads(run(argv, capsys)[1])["plan"]
+    assert plain["weights"] == "bfloat16"
+    told = json.loads(run(f"{argv} --weights mxfp4", capsys)[1])["plan"]
+    assert told["weights"] == "mxfp4"
+    sizes = {mode: told["modes"][mode]["weights_bytes"] for mode in told["modes"]}
+    assert sizes["single"] == [13_761_264_768]
+    for mode in ("auto", "tensor", "pipeline"):
+        assert sizes[mode] == plain["modes"][mode]["weights_bytes"]
+
+
+def test_a_machine_that_cannot_keep_four_bits(
+    machine: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan counts what is held there; --weights plans for the other form."""
+    machine(replace(SERVER, packages={**SERVER.packages, "triton": None}))
+    _, out, _ = run("--model 20b --json", capsys)
+    assert json.loads(out)["plan"]["weights"] == "bfloat16"
+    assert json.loads(out)["other_weights"]["weights"] == "mxfp4"
+    _, out, _ = run("--model 20b --json --weights mxfp4", capsys)
+    assert json.loads(out)["plan"]["weights"] == "mxfp4"
 
 
 def test_a_load_and_a_gpu_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +300,7 @@ def test_a_server(machine: Any, capsys: pytest.CaptureFixture[str]) -> None:
         "\nNCCL      2.27.5; TORCH_NCCL_ASYNC_ERROR_HANDLING=1, NCCL_ASYNC_ERROR_HANDLING=1, "
         "NCCL_MIN_NCHANNELS=4, NCCL_BUFFSIZE=8388608, NCCL_P2P_DISABLE=1 (yours)\n"
     ) in out
-    assert "\nKV tokens                267,792    1,617,248  1,853,728  1,617,248\n" in out
+    assert "\nKV tokens                267,792    5,668,176  6,385,376  5,668,176\n" in out
     assert "Problems:\n  nccl-overridden\n    NCCL settings of yours are kept: " in out
     assert "    cure: unset NCCL_P2P_DISABLE unless" in out
     assert "\ntensor over 4 " in out

@@ -58,8 +58,36 @@ def test_the_computed_table_is_what_the_arithmetic_gives() -> None:
     found = ROW.findall(PAGE)
     machines = list(dict.fromkeys((m, int(n), gpu, int(size)) for m, n, gpu, size, *_ in found))
     expected = [row for machine in machines for row in rows(*machine)]
-    assert len(machines) == 4
+    assert len(machines) == 5
     assert [match.group(0) for match in ROW.finditer(PAGE)] == expected
+
+
+def test_what_the_text_reads_from_the_table() -> None:
+    """Ratios as its figures have them."""
+    ways = {}
+    for model, gpus, name, size in (("20b", 2, "L40S", 48), ("120b", 4, "H100", 80)):
+        machine = FitRequest(size << 30, gpus, max_num_seqs=64, max_batch_tokens=2048)
+        plan = make_plan(MODELS[model], PlanRequest(machine, "bfloat16"))
+        found = compare(MODELS[model], plan, Load(16, 2048), spec_of([name]))
+        ways[model] = {way.name.partition(" over")[0]: way for way in found.ways}
+    text = " ".join(PAGE.split())
+    few, many = ways["20b"], ways["120b"]
+    speed = few["single"].one.step_s / few["tensor"].one.step_s
+    at_once = few["tensor"].loaded.tokens_s / few["2 single replicas"].loaded.tokens_s
+    assert f"of 20b {speed:.1f} times as fast as one GPU" in text
+    assert f"with 16 at once gives {at_once:.1f} times the tokens of two replicas" in text
+    more = few["2 single replicas"].full.tokens_s / few["tensor"].full.tokens_s - 1
+    further = many["4 single replicas"].full.tokens_s / many["tensor"].full.tokens_s - 1
+    assert f"{100 * more:.0f} % more there, {100 * further:.0f} % more for 120b" in text
+
+
+def test_what_a_rank_of_two_holds() -> None:
+    """gpt-oss-120b in `tensor`, and how unequal groups are."""
+    (rank,) = weights_of(MODELS["120b"], dtype="bfloat16").rank_bytes(2)
+    text = " ".join(PAGE.split())
+    assert f"gpt-oss-120b takes {rank / 2**30:.1f} GiB on each of two GPUs" in text
+    over = [100 * (-(-90 // tp) * tp / 90 - 1) for tp in (4, 8)]
+    assert f"so {over[0]:.0f} % and {over[1]:.0f} % more bytes" in text
 
 
 @pytest.mark.parametrize("model", ["20b", "120b"])

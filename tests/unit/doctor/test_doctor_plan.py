@@ -11,6 +11,7 @@ import pytest
 from gpt_oss_server.doctor.plan import (
     MODES,
     PLAIN_NOTE,
+    Experts,
     Plan,
     PlanRequest,
     WeightsForm,
@@ -19,6 +20,7 @@ from gpt_oss_server.doctor.plan import (
     own_dtype,
     recommend,
     stored_form,
+    widened,
 )
 from gpt_oss_server.doctor.published import PUBLISHED
 from gpt_oss_server.errors import ConfigError
@@ -51,20 +53,22 @@ def plan(
 
 
 def weights_bytes(config: Mapping[str, Any], tp: int = 1) -> int:
-    """Bytes of one rank: experts as 17 bytes for 32 numbers on one GPU, the rest and those of
-    several ranks two bytes a number."""
+    """Bytes of one rank: experts as 17 bytes for 32 numbers, in whole groups of 32 of their 2,880
+    columns; the rest two bytes a number."""
     layers, experts = config["num_hidden_layers"], config["num_local_experts"]
-    expert_matrices = experts * (2 * H * H + H * H) * (17 if tp == 1 else 64) // 32
+    expert_matrices = experts * (2 * H * H + H * H) * 17 // 32
     expert_biases, expert_output_biases = experts * 2 * H * 2, experts * H * 2
+    groups = {1: 90, 2: 45, 4: 23, 8: 12}[tp]
+    experts_here = (expert_matrices + expert_biases) * groups // 90
     router = (H * experts + experts) * 2
     queries = (H * HEADS * HEAD + HEADS * HEAD) * 2
     keys_values = 2 * (H * KV_HEADS * HEAD + KV_HEADS * HEAD) * 2
     output = (HEADS * HEAD * H) * 2
     output_bias, sinks, norms = H * 2, HEADS * 2, 2 * H * 2
-    shared = expert_matrices + expert_biases + queries + keys_values + output + sinks
+    shared = queries + keys_values + output + sinks
     each = router + output_bias + norms + expert_output_biases
     table = VOCAB * H * 2
-    return layers * (shared // tp + each) + 2 * table // tp + H * 2
+    return layers * (shared // tp + experts_here + each) + 2 * table // tp + H * 2
 
 
 def activations_bytes(config: Mapping[str, Any]) -> int:
@@ -92,9 +96,6 @@ def test_single_and_tensor_on_80_gib(
     """Weights, activations, KV bytes and tokens of one GPU and of tensor ranks, to the byte."""
     found = plan(config, gpus)
     assert found.weights_bytes == weights_bytes(config) == single_weights
-    if (gpus, config) == (2, OSS_120B):
-        gpus = 4  # two are too few for its experts as plain numbers
-        found = plan(config, gpus)
     one = found.of("single").report
     assert one is not None
     assert one.kv_tokens == kv_tokens(config, 1) == single_tokens
@@ -115,17 +116,18 @@ def test_single_and_tensor_on_80_gib(
     ("config", "gpus", "mode", "kv", "concurrent"),
     [
         (OSS_20B, 1, "single", 2_504_336, (64, 64, 64, 19)),
-        (OSS_20B, 2, "tensor", 4_441_264, (64, 64, 64, 33)),
-        (OSS_20B, 2, "pipeline", 4_441_632, (64, 64, 64, 33)),
-        (OSS_20B, 4, "tensor", 10_599_312, (64, 64, 64, 64)),
-        (OSS_20B, 4, "pipeline", 10_506_192, (64, 64, 64, 64)),
-        (OSS_20B, 8, "tensor", 22_915_424, (64, 64, 64, 64)),
-        (OSS_20B, 8, "pipeline", 16_980_240, (64, 64, 64, 64)),
+        (OSS_20B, 2, "tensor", 5_583_360, (64, 64, 64, 42)),
+        (OSS_20B, 2, "pipeline", 5_542_416, (64, 64, 64, 42)),
+        (OSS_20B, 4, "tensor", 11_732_224, (64, 64, 64, 64)),
+        (OSS_20B, 4, "pipeline", 8_819_392, (64, 64, 64, 64)),
+        (OSS_20B, 8, "tensor", 24_029_968, (64, 64, 64, 64)),
+        (OSS_20B, 8, "pipeline", 17_995_616, (64, 64, 64, 64)),
         (OSS_120B, 1, "single", 267_792, (64, 32, 8, 2)),
-        (OSS_120B, 4, "tensor", 1_853_728, (64, 64, 56, 14)),
-        (OSS_120B, 4, "pipeline", 1_617_248, (64, 64, 49, 12)),
-        (OSS_120B, 8, "tensor", 10_059_520, (64, 64, 64, 64)),
-        (OSS_120B, 8, "pipeline", 7_077_712, (64, 64, 64, 53)),
+        (OSS_120B, 2, "tensor", 2_319_232, (64, 64, 64, 17)),
+        (OSS_120B, 4, "tensor", 6_385_376, (64, 64, 64, 48)),
+        (OSS_120B, 4, "pipeline", 5_668_176, (64, 64, 64, 43)),
+        (OSS_120B, 8, "tensor", 14_517_664, (64, 64, 64, 64)),
+        (OSS_120B, 8, "pipeline", 10_884_720, (64, 64, 64, 64)),
     ],
 )
 def test_concurrent_requests_on_80_gib(
@@ -147,36 +149,55 @@ def test_concurrent_requests_on_80_gib(
 
 
 def test_a_pipeline_is_bound_by_its_fullest_stage() -> None:
-    """120b in 8 stages: of 4 or 5 layers, the last one 4 and the head; three of five keep all."""
+    """120b in 8 stages: of 4 or 5 layers, the last one 3 and the head; three of five keep all."""
     report = plan(OSS_120B, 8).of("pipeline").report
     assert report is not None
-    experts = OSS_120B["num_local_experts"] * 3 * H * H
     tables = 2 * VOCAB * H * 2 + H * 2
-    # Experts as two bytes a number where they are stored as 17 bytes for 32.
-    layer = (weights_bytes(OSS_120B) - tables) // 36 + experts * 2 - experts * 17 // 32
+    layer = (weights_bytes(OSS_120B) - tables) // 36
     embedding, head = VOCAB * H * 2, VOCAB * H * 2 + H * 2
-    layers = (4, 4, 4, 5, 5, 5, 5, 4)
+    layers = (4, 4, 5, 5, 5, 5, 5, 3)
     stages = [count * layer for count in layers]
     assert report.weights_bytes == (stages[0] + embedding, *stages[1:-1], stages[-1] + head)
     # Of five layers that begin with one that keeps all, three do.
     left = USABLE - 5 * layer - activations_bytes(OSS_120B)
     full, sliding = (count * 2 * KV_HEADS * HEAD * 2 * 16 for count in (3, 2))
     blocks = (left - SLIDING_BLOCKS * sliding) // full
-    assert report.kv_tokens == blocks * 16 == 7_077_712
+    assert report.kv_tokens == blocks * 16 == 10_884_720
 
 
-@pytest.mark.parametrize(("mode", "plain"), [("single", False), ("tensor", True), ("auto", True)])
-def test_over_several_gpus_quantized_weights_are_plain(mode: GpuMode, plain: bool) -> None:
-    """Ranks hold them so, whatever was asked for; the report says it, but where all is plain."""
-    report = plan(OSS_20B, 2, weights="mxfp4").of(mode).report
-    assert report is not None
-    assert (PLAIN_NOTE in report.reasons) is plain
-    assert max(report.weights_bytes) > (GIB * 19 if plain else GIB * 12)
-    asked = plan(OSS_20B, 2, weights="bf16").of(mode).report
-    assert asked is not None
-    assert PLAIN_NOTE not in asked.reasons
-    if plain:
-        assert asked.weights_bytes == report.weights_bytes
+@pytest.mark.parametrize("mode", ["single", "tensor", "auto", "pipeline"])
+@pytest.mark.parametrize(
+    ("form", "model_type", "experts", "kept"),
+    [
+        ("mxfp4", "gpt_oss", "auto", True),
+        ("mxfp4", "gpt_oss", "torch", True),
+        ("mxfp4", "gpt_oss", "transformers", False),
+        ("mxfp4", "llama", "auto", False),
+        ("fp8", "gpt_oss", "auto", False),
+    ],
+)
+def test_which_quantized_weights_several_gpus_hold_as_plain_numbers(
+    mode: GpuMode, form: str, model_type: str, experts: Experts, kept: bool
+) -> None:
+    """All but MXFP4 experts that the engine computes itself; never what one process holds."""
+    config = {"model_type": model_type, "quantization_config": {"quant_method": form}}
+    assert widened(config, mode, experts) is (mode != "single" and not kept)
+    assert not widened({"model_type": model_type}, mode, experts)
+
+
+def test_ranks_that_widen_say_so() -> None:
+    """With --experts transformers, whatever form was asked for; not where all is plain."""
+    machine = FitRequest(80 * GIB, 2, max_num_seqs=64, max_batch_tokens=STEP)
+    asked = PlanRequest(machine, "bfloat16", "mxfp4", experts="transformers")
+    wide, plain = make_plan(OSS_20B, asked), make_plan(OSS_20B, replace(asked, weights="bf16"))
+    kept = make_plan(OSS_20B, replace(asked, experts="auto"))
+    for mode in MODES:
+        reports = [found.of(mode).report for found in (wide, plain, kept)]
+        noted = [report is not None and PLAIN_NOTE in report.reasons for report in reports]
+        assert noted == [mode != "single", False, False]
+        sizes = [max(report.weights_bytes) for report in reports if report is not None]
+        assert (sizes[0] == sizes[1]) is (mode != "single")
+        assert sizes[2] < sizes[1] / 2.5
 
 
 def test_what_a_token_takes_on_the_fullest_gpu() -> None:
@@ -184,8 +205,8 @@ def test_what_a_token_takes_on_the_fullest_gpu() -> None:
     found = plan(OSS_20B, 4)
     assert found.kv_bytes_per_token == found.of("single").token_bytes == 24_576
     assert found.of("tensor").token_bytes == 24_576 // 4
-    # 24 layers in stages of 6: three of each keep all.
-    assert found.of("pipeline").token_bytes == 24_576 * 3 // 12
+    # Stages of 7, 7, 7 and 3 layers, of which the second begins with one that keeps all: four do.
+    assert found.of("pipeline").token_bytes == 24_576 * 4 // 12
 
 
 def test_auto_is_laid_out_as_pipeline() -> None:
@@ -245,7 +266,7 @@ def test_own_dtype(config: Mapping[str, Any], dtype: str) -> None:
             None,
             "single",
             "--gpu-mode single: one GPU holds it; 4 GPUs hold 4 such replicas, 1,071,168 tokens "
-            "of KV together (one model over all, --gpu-mode tensor: 1,853,728)",
+            "of KV together (one model over all, --gpu-mode tensor: 6,385,376)",
         ),
         (
             OSS_120B,
@@ -278,7 +299,7 @@ def test_own_dtype(config: Mapping[str, Any], dtype: str) -> None:
             48,
             None,
             None,
-            "does not fit; it needs a GPU of 69.3 GiB (--gpu-mode single) or 8 GPUs of 48.00 GiB "
+            "does not fit; it needs a GPU of 69.3 GiB (--gpu-mode single) or 2 GPUs of 48.00 GiB "
             "(--gpu-mode tensor)",
         ),
         (

@@ -128,17 +128,23 @@ def test_before_any_load_memory_decides(folder: Path) -> None:
 
 
 def test_weights_count_as_they_were_loaded(folder: Path) -> None:
-    """The size that one process loaded tells whether it holds MXFP4; ranks never do."""
+    """The size of all ranks together tells whether they hold MXFP4."""
 
-    def single_bytes(**more: Any) -> int:
-        ways = advice_of(folder, Settings(), seen(**more))["comparison"]["ways"]
+    def single_bytes(settings: Settings | None = None, **more: Any) -> int:
+        ways = advice_of(folder, settings or Settings(), seen(**more))["comparison"]["ways"]
         return int(ways[0]["decode"][2]["weight_bytes"])
 
-    plain, stored = single_bytes(), single_bytes(info=info(weights_bytes=STORED_BYTES))
+    stored_info = info(weights_bytes=STORED_BYTES)
+    plain, stored = single_bytes(), single_bytes(info=stored_info)
     table = 201_088 * 2880 * 2
     assert plain == pytest.approx(PLAIN_BYTES - table, rel=0.01)
     assert stored == pytest.approx(STORED_BYTES - table, rel=0.01)
-    assert single_bytes(gpu_mode="tensor") == stored
+    for mode in ("tensor", "pipeline", "auto"):
+        assert single_bytes(gpu_mode=mode) == plain
+        assert single_bytes(gpu_mode=mode, info=stored_info) == stored
+    # Ranks always widen then: it says nothing of one process.
+    theirs = Settings(experts="transformers")
+    assert single_bytes(theirs, gpu_mode="tensor") == stored
 
 
 def test_gpus_count_as_far_as_they_may_be_used(folder: Path) -> None:

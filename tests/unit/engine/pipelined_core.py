@@ -22,6 +22,7 @@ from gpt_oss_server.engine.kv_space import GroupSpec
 from gpt_oss_server.engine.outfit import Outfit
 from gpt_oss_server.engine.sampler import Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.shortage import Shortage
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step import StepLayout
 from gpt_oss_server.engine.step_cost import StepCost
@@ -85,7 +86,8 @@ class Stage:
 
 
 class TwoStageRunner:
-    """See the module. `sizes` notes every step's (sequences, tokens)."""
+    """See the module. `sizes` notes every step's (sequences, tokens). Of depth 1, it may have
+    `room` for so many tokens only; what is beyond is written and then refused."""
 
     def __init__(
         self,
@@ -95,6 +97,7 @@ class TwoStageRunner:
         sampler: Sampler,
         *,
         lookahead: bool = False,
+        room: int = NOWHERE,
     ) -> None:
         self.depth = depth
         self.lookahead = lookahead
@@ -105,11 +108,19 @@ class TwoStageRunner:
         self._flights: deque[StepLayout] = deque()
         self._last = np.zeros(0, dtype=np.int64)
         self.guessed = 0
+        self.room = room
+        self.shortages = 0
+
+    def _refuse(self, size: int) -> None:
+        if size > self.room:
+            self.shortages += 1
+            raise Shortage("it is too large")
 
     def launch(self, layout: StepLayout) -> None:
         layout.token_ids[layout.ahead_rows] = self._last[layout.ahead_from]
         self.guessed += len(layout.ahead_rows)
         self._stages[0].compute(layout)
+        self._refuse(len(layout.token_ids))
         self._flights.append(layout)
         self.sizes.append((len(layout.host.seq_lens), len(layout.token_ids)))
         self.most_in_flight = max(self.most_in_flight, len(self._flights))
@@ -117,6 +128,12 @@ class TwoStageRunner:
 
     def sample(self, sampling: Seq[Sequence | None]) -> None:
         """The tokens as the second stage will find them, and wrong ones where told so."""
+        try:
+            # Needs twice the room that computing does.
+            self._refuse(2 * len(sampling) - 1)
+        except Shortage:
+            self._flights.popleft()
+            raise
         tokens = []
         for seq in sampling:
             if seq is not None:
@@ -156,6 +173,7 @@ class CoreConfig:
 
     depth: int = 2
     lookahead: bool = False
+    room: int = NOWHERE
     blocks: int = 12
     sliding: tuple[int, int] | None = None
     block_size: int = 2
@@ -207,7 +225,12 @@ class PipelinedCore:
 
             sampler = Sampler(VOCAB, torch.device("cpu"), guides)
             self.runner = TwoStageRunner(
-                config.depth, windows, config.block_size, sampler, lookahead=config.lookahead
+                config.depth,
+                windows,
+                config.block_size,
+                sampler,
+                lookahead=config.lookahead,
+                room=config.room,
             )
             return self.runner
 

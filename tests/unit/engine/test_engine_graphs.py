@@ -12,9 +12,18 @@ from hypothesis import strategies as st
 
 from gpt_oss_server.engine.attention.interface import LayerKv, StepContext
 from gpt_oss_server.engine.attention.reference import ReferenceBackend
-from gpt_oss_server.engine.graphs import DecodeGraphs, Recording, RerunRecorder, Room, ladder
+from gpt_oss_server.engine.graphs import (
+    DRIVER_BYTES,
+    DecodeGraphs,
+    Recording,
+    RerunRecorder,
+    Room,
+    ladder,
+    predicted_bytes,
+)
 from gpt_oss_server.engine.step import HostLayout, StepInput, StepLayout, to_device
 from gpt_oss_server.errors import StartupError
+from storage_meter import StorageMeter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -124,6 +133,26 @@ def test_each_size_is_recorded_once_and_largest_first() -> None:
     made.run(decode([3, 9], [1, 2]))
     made.run(decode([4], [5]))
     assert recorder.recorded == 4
+
+
+def test_what_recordings_take_is_predicted() -> None:
+    """Their fixed tensors are no more than the prediction without its parts for the driver and for
+    a decode step, and nearly as much."""
+
+    class Forgetful(Telling):
+        def forward(self, step: StepInput, context: StepContext) -> torch.Tensor:
+            logits = super().forward(step, context)
+            self.steps.clear()
+            return logits
+
+    room = Room(max_num_seqs=64, columns=300, groups=2, block_size=BLOCK)
+    kept = []
+    taken = StorageMeter().taken(lambda: kept.append(graphs(Forgetful(), room)))
+    driver = len(ladder(64)) * DRIVER_BYTES
+    columns_of_logits = 7
+    bound = predicted_bytes(room, columns_of_logits, 4, decode_bytes=0) - driver
+    assert taken <= bound <= 1.05 * taken
+    assert predicted_bytes(room, columns_of_logits, 4, decode_bytes=1000) == bound + driver + 1000
 
 
 steps = st.lists(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipelined_core import POISON, CoreConfig, PipelinedCore, said_alone
+from pipelined_core import NOWHERE, POISON, CoreConfig, PipelinedCore, said_alone
 
 from gpt_oss_server.errors import EngineFailed
 from gpt_oss_server.memory.blocks import max_blocks_in_step
@@ -15,7 +17,8 @@ DEPTHS = (1, 2, 3, 4)
 
 @st.composite
 def configs(draw: st.DrawFn) -> CoreConfig:
-    """Engines of any depth, with lookahead or without, whose pools run dry."""
+    """Engines of any depth, with lookahead or without, whose pools run dry; of depth 1 also such
+    as have no memory for large steps."""
     size = draw(st.sampled_from([1, 2, 4]))
     blocks = draw(st.integers(4, 14))
     sliding = None
@@ -24,9 +27,12 @@ def configs(draw: st.DrawFn) -> CoreConfig:
         least = min(max_blocks_in_step(size, window, 1), blocks)
         sliding = (window, least + draw(st.integers(0, 4)))
     slots = draw(st.integers(1, 6))
+    depth = draw(st.sampled_from(DEPTHS))
+    room = draw(st.sampled_from([NOWHERE, 1, 2, 5, 9])) if depth == 1 else NOWHERE
     return CoreConfig(
-        depth=draw(st.sampled_from(DEPTHS)),
+        depth=depth,
         lookahead=draw(st.booleans()),
+        room=room,
         blocks=blocks,
         sliding=sliding,
         block_size=size,
@@ -175,3 +181,28 @@ def test_what_is_left_in_flight_is_work() -> None:
     assert not any(engine.core.stats().blocks_in_use.values())
     engine.drain()
     assert engine.said[0] == []
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_want_of_memory_changes_no_token(data: st.DataObject) -> None:
+    """However little fits into a step, and however that changes: every job says what it says
+    alone, and steps were refused and computed in parts on the way."""
+    config = data.draw(configs())
+    config = replace(config, depth=1, room=data.draw(st.integers(1, 4)))
+    engine = PipelinedCore(config)
+    longest = config.blocks * config.block_size + 1
+    prompts = {}
+    for key in range(data.draw(st.integers(1, 6))):
+        total = data.draw(st.integers(2, min(longest, 40)))
+        count = data.draw(st.integers(1, total - 1))
+        prompts[key] = [(index >> key % 3) & 1 for index in range(count)], total - count
+        engine.submit(key, *prompts[key])
+    for room in data.draw(st.lists(st.integers(1, 12), max_size=6)):
+        engine.step()
+        engine.runner.room = room
+    engine.drain()
+    assert engine.failed == {}
+    assert engine.said == {key: said_alone(*prompt) for key, prompt in prompts.items()}
+    assert engine.core.stats().shortages == engine.runner.shortages
+    assert engine.core.stats().jobs_too_large == 0

@@ -36,6 +36,7 @@ TO_WORKER: list[wire.ToWorker] = [
 ]
 TO_FRONT: list[wire.ToFront] = [
     wire.Progress("loading weights"),
+    wire.Notice("out of memory in a step"),
     wire.StartFailed("no such folder", 2),
     wire.StepResult(
         [(3, TokenDelta((9,), (TokenLogprob(9, -0.5, ((9, -0.5), (4, -1.0))),), "stop", 16))],

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from gpt_oss_server.engine.experts import choice
-from gpt_oss_server.engine.experts.choice import ExpertsChoice, choose_experts, is_mxfp4
+from gpt_oss_server.engine.experts.choice import (
+    ExpertsChoice,
+    choose_experts,
+    is_mxfp4,
+    wide_line,
+)
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import StartupError
 
@@ -60,6 +65,53 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen("auto", STORED, HALF, CUDA) == (False, False)
     with pytest.raises(StartupError, match="--experts triton: Triton is not installed; use"):
         chosen("triton", STORED, HALF, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("experts", "config", "dtype", "device", "line"),
+    [
+        ("auto", STORED, HALF, CUDA, None),
+        ("torch", STORED, FULL, CPU, None),
+        ("auto", PLAIN, FULL, CPU, None),
+        (
+            "auto",
+            STORED,
+            FULL,
+            CUDA,
+            "float32, 7.5 times their bytes: kernels are chosen for half types, not for float32; "
+            "--experts torch keeps them in 4 bits, and is slow",
+        ),
+        (
+            "auto",
+            STORED,
+            HALF,
+            CPU,
+            "bfloat16, 3.8 times their bytes: not on cpu; --experts torch keeps them in 4 bits, "
+            "and is slow",
+        ),
+        (
+            "transformers",
+            STORED,
+            HALF,
+            CUDA,
+            "bfloat16, 3.8 times their bytes: --experts transformers",
+        ),
+    ],
+)
+def test_what_is_made_wide_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    experts: Any,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    line: str | None,
+) -> None:
+    """How much larger, and why; nothing where nothing is."""
+    monkeypatch.setattr(choice, "why_not", lambda on: "not on cpu" if on == CPU else None)
+    found = choose_experts(EngineSpec(folder="", experts=experts), config, dtype, device)
+    assert found.as_stored is (line is None and config is STORED)
+    said = wide_line(found, dtype)
+    assert said == (None if line is None else f"MXFP4 experts are held as {line}")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_oss_server.engine.experts.stored import Mxfp4Experts
+from gpt_oss_server.engine.kernels.gates import Gate
 from gpt_oss_server.engine.ranks.shard import (
     BLANK,
     Cut,
@@ -16,9 +18,12 @@ from gpt_oss_server.engine.ranks.shard import (
     even,
     expert_cuts,
     halves,
+    mxfp4_cuts,
     pairs,
+    shares,
 )
 from gpt_oss_server.errors import StartupError
+from mxfp4_models import random_mxfp4
 
 
 def numbered(*shape: int) -> torch.Tensor:
@@ -130,6 +135,61 @@ def test_slices_of_experts_compute_their_share(transposed: bool, concatenated: b
     numbers = sum(tensor.numel() for tensor in ranks[1].values())
     whole = sum(tensor.numel() for tensor in tensors.values())
     assert numbers == (whole - experts * hidden) // tp + experts * hidden
+
+
+@given(tp=st.integers(1, 6), count=st.integers(1, 20), unit=st.integers(1, 3))
+def test_shares_of_runs_that_are_not_cut(tp: int, count: int, unit: int) -> None:
+    """As many on each rank, at most one run of zeros, all of the whole, in order."""
+    if count < tp:
+        return
+    whole = 1 + numbered(count * unit)
+    cuts = [shares(count, 0, rank, tp, unit) for rank in range(tp)]
+    parts = [cut.of(whole) for cut in cuts]
+    assert {len(part) for part in parts} == {-(-count // tp) * unit}
+    assert all(cut.pad in (0, unit) for cut in cuts)
+    assert torch.equal(torch.cat([part[part > 0] for part in parts]), whole)
+    assert [cut.shape(whole.shape) for cut in cuts] == [tuple(part.shape) for part in parts]
+
+
+@pytest.mark.parametrize("tp", [2, 3, 4, 5])
+def test_slices_of_experts_in_four_bits(tp: int) -> None:
+    """Cut as they are stored, then computed: the sum over ranks is what the whole ones give, also
+    where five groups are no equal number for each; and no rank has more than another."""
+    experts, hidden, width = 3, 64, 160
+    tensors: dict[str, torch.Tensor] = {}
+    for name, outputs, inputs in (
+        ("gate_up_proj", 2 * width, hidden),
+        ("down_proj", hidden, width),
+    ):
+        blocks, scales = random_mxfp4(experts, outputs, inputs, seed=len(tensors))
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        tensors[f"{name}_bias"] = torch.randn(experts, outputs)
+    x, ids = torch.randn(5, hidden), torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1], [2, 0]])
+    weights = torch.rand(5, 2)
+
+    def computed(held: dict[str, torch.Tensor]) -> torch.Tensor:
+        local = held["down_proj_scales"].shape[2] * 32
+        module = Mxfp4Experts(experts, hidden, local, Gate("swiglu"), torch.float32)
+        for name, tensor in held.items():
+            setattr(module, name, torch.nn.Parameter(tensor.contiguous(), requires_grad=False))
+        return module(x, ids, weights)
+
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    parts = []
+    for rank in range(tp):
+        cuts = mxfp4_cuts(shapes, split="width", tp_rank=rank, tp=tp)
+        parts.append({name: cut.of(tensors[name]) for name, cut in cuts.items()})
+    total = torch.stack([computed(part) for part in parts]).sum(0)
+    torch.testing.assert_close(total, computed(tensors), atol=1e-4, rtol=1e-4)
+    sizes = [{name: tensor.shape for name, tensor in part.items()} for part in parts]
+    assert all(size == sizes[0] for size in sizes)
+
+
+def test_fewer_groups_than_ranks() -> None:
+    """One line with the numbers, and a way out."""
+    shapes = {"down_proj_scales": (4, 64, 2), "down_proj_bias": (4, 64)}
+    with pytest.raises(StartupError, match=r"2 groups of 32 .* over 3 GPUs: use --experts transf"):
+        mxfp4_cuts(shapes, split="width", tp_rank=0, tp=3)
 
 
 def test_whole_experts() -> None:

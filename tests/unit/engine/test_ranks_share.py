@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gpt_oss_server.doctor.published import PUBLISHED
+from gpt_oss_server.engine.experts.loading import stored_skeleton
 from gpt_oss_server.engine.loader import read_config
 from gpt_oss_server.engine.ranks.comms import Comms
 from gpt_oss_server.engine.ranks.place import Place
@@ -23,12 +24,16 @@ from gpt_oss_server.memory.weights import weights_of
 
 PUBLISHED_20B = PUBLISHED["openai/gpt-oss-20b"]
 CONFIG = {**PUBLISHED_20B, "num_hidden_layers": 2, "layer_types": None}
+# What two, four, eight and sixteen ranks hold of MXFP4 experts more than an equal share: 90 groups
+# are 23 on each of four ranks, 12 on each of eight, 6 on each of sixteen.
+MORE = {2: 1.0, 4: 23 * 4 / 90, 8: 12 * 8 / 90, 16: 6 * 16 / 90}
 
 
-def cut(folder: Path, tp_rank: int, tp: int, **changes: Any) -> Any:
+def cut(folder: Path, tp_rank: int, tp: int, *, stored: bool = False, **changes: Any) -> Any:
     """A rank's part of two layers of gpt-oss-20b, on the meta device."""
     (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-    model = skeleton(folder, read_config(folder), torch.bfloat16)
+    make = stored_skeleton if stored else skeleton
+    model = make(folder, read_config(folder), torch.bfloat16)
     comms = Comms(Place(tp_rank, tp=tp), torch.device("cpu"), None)
     cutter = TensorCutter(model, tensor_plan("gpt_oss", None), comms)
     cutter.cut()
@@ -46,6 +51,19 @@ def test_a_rank_holds_what_is_predicted(tmp_path: Path, tp: int) -> None:
     predicted = weights_of(CONFIG, dtype="bfloat16", dequantized=True).rank_bytes(tp)
     for rank in (0, tp - 1):
         assert (bytes_of(cut(tmp_path, rank, tp)),) == predicted
+
+
+@pytest.mark.parametrize("tp", [2, 4, 8, 16])
+def test_a_rank_holds_what_is_predicted_in_four_bits(tmp_path: Path, tp: int) -> None:
+    """The same of experts as they are stored, and what whole groups cost."""
+    weights = weights_of(CONFIG, dtype="bfloat16")
+    for rank in (0, 1, tp - 1):
+        assert (bytes_of(cut(tmp_path, rank, tp, stored=True)),) == weights.rank_bytes(tp)
+    (experts,) = (size for share, size in weights.read_profile(tp)[0].items() if share < 1)
+    # The output biases are whole on every rank.
+    biases = 2 * 32 * 2880 * 2
+    (whole,) = (size for share, size in weights.read_profile()[0].items() if share < 1)
+    assert (experts - biases) * tp / (whole - biases) == pytest.approx(MORE[tp], rel=1e-6)
 
 
 def test_half_of_weights_and_kv(tmp_path: Path) -> None:

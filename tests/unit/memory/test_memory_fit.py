@@ -29,7 +29,7 @@ OSS_120B: dict[str, Any] = {**OSS, **MXFP4, "num_hidden_layers": 36, "num_local_
         (OSS_20B, 24, 1, "single", True, 189072, (92, 23, 5, 1)),
         (OSS_20B, 16, 1, "single", False, 0, (0, 0, 0, 0)),
         (OSS_120B, 80, 1, "single", True, 177072, (86, 21, 5, 1)),
-        (OSS_120B, 80, 4, "tensor", True, 6195328, (256, 256, 189, 47)),
+        (OSS_120B, 80, 4, "tensor", True, 6158576, (256, 256, 187, 46)),
         (OSS_120B, 80, 4, "pipeline", True, 5459520, (256, 256, 166, 41)),
         (OSS_120B, 48, 1, "single", False, 0, (0, 0, 0, 0)),
     ],

@@ -123,6 +123,24 @@ def test_impossible_splits_are_errors(tp: int, pp: int) -> None:
         weights_of(gpt_oss(24, 32)).rank_bytes(tp, pp)
 
 
+def test_ranks_share_mxfp4_by_whole_groups() -> None:
+    """90 groups of 32 columns: half of the bytes on each of two ranks, 23 of 90 on each of four;
+    on a rank each, at most."""
+    weights = weights_of(gpt_oss(24, 32, **MXFP4))
+    part = next(part for part in weights.layers[0] if part.mxfp4)
+    whole = part.bytes(2, "mxfp4")
+    rest = {tp: weights.rank_bytes(tp)[0] - 24 * whole * -(-90 // tp) // 90 for tp in (2, 4)}
+    plain = {
+        tp: weights_of(gpt_oss(24, 32)).rank_bytes(tp)[0] - 24 * part.bytes(2) // tp
+        for tp in (2, 4)
+    }
+    assert rest == plain
+    few = weights_of(gpt_oss(24, 32, intermediate_size=96, **MXFP4))
+    assert few.rank_bytes(2) < few.rank_bytes()
+    with pytest.raises(ImpossibleSplit, match=r"experts of 3 groups of 32 columns .* over 4"):
+        few.rank_bytes(4)
+
+
 def test_an_indivisible_width_is_an_error() -> None:
     """Ranks cannot share columns of an expert that do not divide."""
     with pytest.raises(ImpossibleSplit, match="experts of width 45"):

@@ -28,6 +28,7 @@ from gpt_oss_server.types import (
     EngineState,
     EngineStats,
     KvGroupInfo,
+    StartPhase,
     Tally,
 )
 
@@ -62,7 +63,11 @@ INFO = EngineInfo(
     dtype="bfloat16",
     device="cuda:0",
     weights_bytes=700,
+    activations_peak_bytes=90,
+    activations_bound_bytes=80,
+    activations_measured_bytes=70,
     attention_backend="tiled",
+    startup=(StartPhase("load", 2.5), StartPhase("capture", None, "--eager")),
 )
 _STEPS = {
     kind: Tally((1,) + (0,) * len(STEP_SECONDS_BOUNDS), 0.0004)
@@ -83,6 +88,9 @@ STATS = EngineStats(
     prefill_tokens=30,
     decode_tokens=20,
     preemptions=4,
+    shortages=5,
+    jobs_too_large=1,
+    step_budget_tokens=1024,
     prefix_queries_tokens=50,
     prefix_hit_tokens=16,
     jobs_finished=7,

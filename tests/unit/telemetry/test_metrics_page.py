@@ -107,6 +107,22 @@ def test_a_page_is_of_one_moment() -> None:
     assert b'_requests_total{endpoint="/v1/chat/completions",outcome="ok"} 2.0\n' in body
 
 
+def test_memory_and_start_of_the_engine() -> None:
+    """What a step takes by kind, shortages by how they ended, phases that were not skipped."""
+    found = samples(everything())
+    assert values(found, "gpt_oss_activations_bytes") == {
+        ("bound",): 80.0,
+        ("measured",): 70.0,
+        ("set_aside",): 90.0,
+    }
+    assert values(found, "gpt_oss_engine_out_of_memory_total") == {
+        ("retried",): 4.0,
+        ("failed",): 1.0,
+    }
+    assert values(found, "gpt_oss_engine_step_budget_tokens") == {(): 1024.0}
+    assert values(found, "gpt_oss_engine_start_seconds") == {("load",): 2.5}
+
+
 def test_what_is_not_known_is_absent() -> None:
     """A server that is coming up says nothing of its engine, its GPUs or its desk."""
     found = {name for name, _ in samples(COMING_UP)}

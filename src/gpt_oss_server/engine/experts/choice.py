@@ -7,7 +7,7 @@ Knows: the setting, the config's quantization, what a device can run. Does not k
 | `auto` | kernels where they run (CUDA, half types), else transformers | the same |
 | `triton` | kernels | in 4 bits, kernels |
 | `torch` | transformers | in 4 bits, widened expert by expert in each step |
-| `transformers` | transformers | as transformers does: by the `kernels` package where it is installed, else widened at load |
+| `transformers` | transformers | as transformers does: by the `kernels` package where it is installed, else widened at load; ranks widen |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -27,19 +27,43 @@ _STORED_TYPE = "gpt_oss"
 
 @dataclass(frozen=True, slots=True)
 class ExpertsChoice:
-    """`kernels`: Triton computes. `as_stored`: MXFP4 weights are not made wide at load."""
+    """`kernels`: Triton computes. `as_stored`: MXFP4 weights are not made wide at load;
+    `wide_because` says why they are, where a checkpoint has such and its experts are."""
 
     kernels: bool
     as_stored: bool
+    wide_because: str | None = None
 
 
 def choose_experts(
     spec: EngineSpec, config: Any, dtype: torch.dtype, device: torch.device
 ) -> ExpertsChoice:
-    """For a model in one process on one device. Raises StartupError where kernels are asked for
-    and cannot run."""
+    """For a model, or a rank's part of one, on one device. Raises StartupError where kernels are
+    asked for and cannot run."""
     kernels = kernels_wanted(spec, dtype, device)
-    return ExpertsChoice(kernels, is_mxfp4(config) and (kernels or spec.experts == "torch"))
+    if not is_mxfp4(config):
+        return ExpertsChoice(kernels, False)
+    if kernels or spec.experts == "torch":
+        return ExpertsChoice(kernels, True)
+    return ExpertsChoice(False, False, _why_wide(spec, dtype, device))
+
+
+def wide_line(choice: ExpertsChoice, dtype: torch.dtype) -> str | None:
+    """What to tell an operator of MXFP4 weights that are made wide; None where none are."""
+    if choice.wide_because is None:
+        return None
+    times = dtype.itemsize * 32 / 17
+    return (
+        f"MXFP4 experts are held as {_name(dtype)}, {times:.1f} times their bytes: "
+        f"{choice.wide_because}"
+    )
+
+
+def _why_wide(spec: EngineSpec, dtype: torch.dtype, device: torch.device) -> str:
+    if spec.experts == "transformers":
+        return "--experts transformers"
+    reason = why_not(device) or f"kernels are chosen for half types, not for {_name(dtype)}"
+    return f"{reason}; --experts torch keeps them in 4 bits, and is slow"
 
 
 def kernels_wanted(spec: EngineSpec, dtype: torch.dtype, device: torch.device) -> bool:
@@ -60,3 +84,7 @@ def is_mxfp4(config: Any) -> bool:
         return False
     method = stated.get("quant_method") if isinstance(stated, dict) else stated.quant_method
     return str(getattr(method, "value", method)) == "mxfp4"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

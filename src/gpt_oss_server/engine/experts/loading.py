@@ -1,15 +1,15 @@
 """Reads an MXFP4 checkpoint without making its experts wide.
 
-Knows: the order in which files are read, what takes the place of transformers' experts. Does not
-know: who computes. One tensor is in flight at a time, read from its file and copied to the device,
-so neither memory holds more than the model and that tensor.
+Knows: what takes the place of transformers' experts, what a checkpoint must have for it, random
+weights in its form. Does not know: who computes, which part of a tensor a rank wants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -17,14 +17,13 @@ from torch import nn
 from gpt_oss_server.engine.experts.stored import Mxfp4Experts
 from gpt_oss_server.engine.kernels.gates import Gate
 from gpt_oss_server.engine.loader import check_weights, loading_errors
-from gpt_oss_server.engine.ranks.skeleton import Wanted, skeleton, wanted
-from gpt_oss_server.engine.ranks.source import Checkpoint
+from gpt_oss_server.engine.ranks.filling import Progress, fill, place_buffers, wanted_bytes
+from gpt_oss_server.engine.ranks.shard import Cut
+from gpt_oss_server.engine.ranks.skeleton import skeleton, wanted
+from gpt_oss_server.engine.ranks.source import Checkpoint, Source
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import StartupError
 
-Progress = Callable[[str], None]
-_PARTS = 20
-"""Progress is said so many times."""
 # Random bytes with this scale spread as much as the wide weights of a fresh model: E2M1's numbers
 # have a root mean square of 2.93, and 2.93 * 2^(120 - 127) = 0.023.
 _RANDOM_SCALE = 120
@@ -38,39 +37,44 @@ def load_as_stored(
     rest as `dtype`. Raises StartupError as `loader.load_model`."""
     folder = Path(spec.folder)
     check_weights(spec)
-    model = skeleton(folder, config, dtype)
-    _put_stored(model, dtype)
+    model = stored_skeleton(folder, config, dtype)
     needs = wanted(model)
     with loading_errors(folder, device):
-        if spec.load_format == "random":
-            progress(f"initialising random MXFP4 weights (seed {spec.weights_seed})")
-            _fill_randomly(needs, spec.weights_seed, device)
-        else:
-            _fill_from_files(needs, _checkpoint(folder, needs), device, progress)
-        for module in model.modules():
-            for key, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[key] = buffer.to(device)
+        blanks = {need.name: need.blank for need in needs}
+        source = stored_source(spec, blanks, device, progress)
+        size = wanted_bytes(needs) / 2**30
+        progress(f"loading {size:.1f} GiB of weights onto {device}, experts as MXFP4")
+        fill(needs, source, lambda _: device, progress)
+        place_buffers(model.modules(), device)
     return model
 
 
-def _put_stored(model: nn.Module, dtype: torch.dtype) -> None:
+def stored_skeleton(folder: Path, config: Any, dtype: torch.dtype) -> Any:
+    """A model without weights, its experts as `Mxfp4Experts`. Raises StartupError."""
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, GptOssExperts):
-                experts: Any = child
-                gate = Gate("swiglu", alpha=float(experts.alpha), limit=float(experts.limit))
-                count, hidden, outputs = experts.gate_up_proj.shape
-                setattr(parent, name, Mxfp4Experts(count, hidden, outputs // 2, gate, dtype))
+    model = skeleton(folder, config, dtype)
+    with loading_errors(folder, "the meta device"):
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, GptOssExperts):
+                    setattr(parent, name, _stored(child, dtype))
+    return model
 
 
-def _checkpoint(folder: Path, needs: list[Wanted]) -> Checkpoint:
+def stored_source(
+    spec: EngineSpec, blanks: Mapping[str, torch.Tensor], device: torch.device, progress: Progress
+) -> Source:
+    """Where the tensors of a `stored_skeleton` come from: `blanks` by name, nothing cut yet.
+    Raises StartupError for a checkpoint that lacks some."""
+    if spec.load_format == "random":
+        progress(f"initialising random MXFP4 weights (seed {spec.weights_seed})")
+        return RandomWeights(blanks, spec.weights_seed, device)
+    folder = Path(spec.folder)
     checkpoint = Checkpoint.in_folder(folder)
     if checkpoint is None:
         raise StartupError(f"{folder} holds no model.safetensors: fetch the checkpoint again")
-    missing = [need.name for need in needs if not checkpoint.has([need.name])]
+    missing = [name for name in blanks if not checkpoint.has([name])]
     if missing:
         raise StartupError(
             f"{folder}: the checkpoint lacks {len(missing)} of the model's tensors "
@@ -80,38 +84,37 @@ def _checkpoint(folder: Path, needs: list[Wanted]) -> Checkpoint:
     return checkpoint
 
 
-def _fill_from_files(
-    needs: list[Wanted], checkpoint: Checkpoint, device: torch.device, progress: Progress
-) -> None:
-    total = sum(need.blank.numel() * need.blank.element_size() for need in needs)
-    progress(f"loading {total / 2**30:.1f} GiB of weights onto {device}, experts as MXFP4")
-    done = said = 0
-    for need in needs:
-        blank = need.blank
-        tensor = checkpoint.read(need.name, None)
-        if tensor.shape != blank.shape:
-            raise ValueError(f"{need.name} is {tuple(tensor.shape)}, not {tuple(blank.shape)}")
-        need.fill(tensor.to(device, blank.dtype).contiguous())
-        done += blank.numel() * blank.element_size()
-        if done * _PARTS // total > said:
-            said = done * _PARTS // total
-            progress(f"loading weights: {100 * done // total} %")
+class RandomWeights:
+    """Random tensors in the shapes and number types of `blanks`, by name. Each has a seed of its
+    own, so a part of a model is the same in whichever order it is read, and however it is cut: for
+    the same seed and kind of device. Made on that device, whole and then cut."""
 
+    def __init__(self, blanks: Mapping[str, torch.Tensor], seed: int, device: torch.device) -> None:
+        self._blanks = dict(blanks)
+        self._seed = seed
+        self._device = device
 
-def _fill_randomly(needs: list[Wanted], seed: int, device: torch.device) -> None:
-    """The same for the same seed and kind of device."""
-    random = torch.Generator(device).manual_seed(seed)
-    for need in needs:
-        blank = need.blank
-        tensor = torch.empty(blank.shape, dtype=blank.dtype, device=device)
-        if need.name.endswith("_blocks"):
+    def read(self, name: str, cut: Cut | None) -> torch.Tensor:
+        blank = self._blanks[name]
+        # Of 32 bits: a CPU's generator looks at no more of them.
+        seed = crc32(f"{self._seed} {name}".encode())
+        random = torch.Generator(self._device).manual_seed(seed)
+        tensor = torch.empty(blank.shape, dtype=blank.dtype, device=self._device)
+        if name.endswith("_blocks"):
             tensor.random_(0, 256, generator=random)
-        elif need.name.endswith("_scales"):
+        elif name.endswith("_scales"):
             tensor.fill_(_RANDOM_SCALE)
-        elif "norm" in need.name:
+        elif "norm" in name:
             tensor.fill_(1.0)
-        elif need.name.endswith("bias"):
+        elif name.endswith("bias"):
             tensor.zero_()
         else:
             tensor.normal_(std=_RANDOM_SPREAD, generator=random)
-        need.fill(tensor)
+        # A copy, else the part would keep all of it.
+        return tensor if cut is None else cut.of(tensor).clone()
+
+
+def _stored(experts: Any, dtype: torch.dtype) -> nn.Module:
+    gate = Gate("swiglu", alpha=float(experts.alpha), limit=float(experts.limit))
+    count, hidden, outputs = experts.gate_up_proj.shape
+    return Mxfp4Experts(count, hidden, outputs // 2, gate, dtype)

@@ -35,7 +35,7 @@ class Mxfp4Experts(nn.Module):
         if hidden % GROUP or width % GROUP:
             raise ValueError(f"sizes {hidden} and {width} are no multiples of {GROUP}")
         self.gate = gate
-        self._experts = experts
+        self.num_experts = experts
         for name, outputs, inputs in (
             ("gate_up_proj", 2 * width, hidden),
             ("down_proj", hidden, width),
@@ -55,7 +55,7 @@ class Mxfp4Experts(nn.Module):
         tokens, per_token = expert_ids.shape
         flat = expert_ids.reshape(-1)
         by_expert = torch.argsort(flat, stable=True)
-        counts = torch.bincount(flat, minlength=self._experts).tolist()
+        counts = torch.bincount(flat, minlength=self.num_experts).tolist()
         parts = torch.split(hidden.index_select(0, by_expert // per_token), counts)
         rows = torch.cat(
             [self._expert(expert, part) for expert, part in enumerate(parts) if len(part)]

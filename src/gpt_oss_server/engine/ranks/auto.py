@@ -23,17 +23,17 @@ from gpt_oss_server.engine.attention.interface import (
     LayerKv,
     StepContext,
 )
+from gpt_oss_server.engine.experts.choice import choose_experts, wide_line
+from gpt_oss_server.engine.experts.loading import stored_skeleton
 from gpt_oss_server.engine.guided import Guides
 from gpt_oss_server.engine.layout import allocate_layers, observe, register_attention
 from gpt_oss_server.engine.loader import (
     LoadedModel,
     check_weights,
-    describe,
     pick_device,
     pick_dtype,
     read_config,
     tensor_bytes,
-    whole_model,
 )
 from gpt_oss_server.engine.outfit import (
     Outfit,
@@ -46,14 +46,13 @@ from gpt_oss_server.engine.outfit import (
 from gpt_oss_server.engine.outfit import read_config as read_config_file
 from gpt_oss_server.engine.ranks.device_map import DeviceMap, device_map, flat, offload_warning
 from gpt_oss_server.engine.ranks.skeleton import skeleton
-from gpt_oss_server.engine.ranks.source import Checkpoint
+from gpt_oss_server.engine.ranks.spread import load_spread
 from gpt_oss_server.engine.runner import Runner, make_backend, sample_live, spoiled
 from gpt_oss_server.engine.sampler import Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence as Seq
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step import StepInput, StepLayout, to_device
 from gpt_oss_server.engine.step_cost import step_cost
-from gpt_oss_server.errors import StartupError
 from gpt_oss_server.memory.architecture import ModelShape
 from gpt_oss_server.memory.kv import PoolGroup, PoolPlan, cache_groups
 from gpt_oss_server.types import RankInfo
@@ -71,7 +70,8 @@ def equip_spread(spec: EngineSpec, progress: Progress) -> Outfit | torch.device:
     config = read_config(folder)
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, config, device)
-    blank = skeleton(folder, config, dtype)
+    choice = choose_experts(spec, config, dtype, device)
+    blank = (stored_skeleton if choice.as_stored else skeleton)(folder, config, dtype)
     found = device_map(spec, blank, dtype, device)
     if found.single is not None:
         return found.single
@@ -80,8 +80,11 @@ def equip_spread(spec: EngineSpec, progress: Progress) -> Outfit | torch.device:
         progress(f"warning: {warning}")
     # A map that was computed is flat as it is.
     modules = dict(found.modules) if spec.device_map is None else flat(found, blank)
-    model = _spread(spec, config, dtype, found, modules, progress)
-    loaded = describe(model, found.main, dtype)
+    line = None if spec.experts == "transformers" else wide_line(choice, dtype)
+    if line is not None:
+        progress(line)
+    loaded = load_spread(spec, blank, dtype, found, modules, choice, progress)
+    model = loaded.model
     observed, devices = observe(model, found.main)
     file = read_config_file(spec)
     shape, warnings = shape_of(file, loaded, observed)
@@ -168,38 +171,6 @@ def _back_to(main: torch.device) -> Callable[[Any, Any, Any], Any]:
         return output
 
     return hook
-
-
-def _spread(
-    spec: EngineSpec,
-    config: Any,
-    dtype: torch.dtype,
-    found: DeviceMap,
-    modules: dict[str, int | str],
-    progress: Progress,
-) -> Any:
-    """The model on its devices, by `modules`. What is to be on disk stays in the checkpoint's
-    files, and is read from there. Raises StartupError where it is not in them as the model has
-    it."""
-    if "disk" in modules.values():
-        _check_on_disk(spec, found)
-    if spec.load_format == "random":
-        from accelerate import dispatch_model  # type: ignore[import-untyped]
-
-        model = whole_model(spec, config, dtype, torch.device("cpu"), progress)
-        return dispatch_model(model, modules, main_device=found.main)
-    return whole_model(spec, config, dtype, modules, progress)
-
-
-def _check_on_disk(spec: EngineSpec, found: DeviceMap) -> None:
-    folder = Path(spec.folder)
-    checkpoint = None if spec.load_format == "random" else Checkpoint.in_folder(folder)
-    names = [name for name in found.tensors if found.offloaded(name)]
-    if checkpoint is None or not checkpoint.has(names):
-        raise StartupError(
-            f"{folder}: its files do not have the model's tensors as they are used, so these "
-            "cannot be left on disk: use --offload cpu, or more or larger GPUs"
-        )
 
 
 def _plan(

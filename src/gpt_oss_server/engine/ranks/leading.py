@@ -10,9 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
+import msgspec
+
 from gpt_oss_server.engine.guided import Guides
 from gpt_oss_server.engine.host_memory import check_room, free_bytes
 from gpt_oss_server.engine.outfit import Outfit, info_of, plan_within
+from gpt_oss_server.engine.phases import Phases, summary
 from gpt_oss_server.engine.ranks.comms import Comms, open_store
 from gpt_oss_server.engine.ranks.crew import Crew, place_of
 from gpt_oss_server.engine.ranks.loading import rank_device
@@ -39,13 +42,16 @@ def equip(crew: Crew, progress: Callable[[str], None]) -> Outfit:
     crew.tell(Meet(store.port))
     comms = Comms.open(place, device, store, CALL_TIMEOUT_S)
     crew.activity.calls = lambda: (comms.entered, comms.left)
-    mine = load(spec, place, comms, progress)
+    phases = Phases()
+    mine = load(spec, place, comms, progress, phases)
     loaded = {**crew.hear(Loaded), place.rank: mine.report()}
     progress("allocating the KV pools")
-    plan = _plan(mine, loaded)
-    crew.allocate(lambda rank: Allocate(plan.blocks, plan.members(rank)))
-    rank = mine.allocate(plan.blocks, plan.members(place.rank), crew.activity)
-    ready = {**crew.hear(Ready), place.rank: Ready(rank.kv_bytes)}
+    with phases.during("pools"):
+        plan = _plan(mine, loaded)
+        crew.allocate(lambda rank: Allocate(plan.blocks, plan.members(rank)))
+        rank = mine.allocate(plan.blocks, plan.members(place.rank), crew.activity)
+        ready = {**crew.hear(Ready), place.rank: Ready(rank.kv_bytes)}
+    progress(f"start-up: {summary(phases.passed)}")
     crew.activity.loading = False
     model = mine.part.loaded
 
@@ -53,7 +59,8 @@ def equip(crew: Crew, progress: Callable[[str], None]) -> Outfit:
         return CrewRunner(crew, rank, Sampler(model.vocab_size, model.device, guides))
 
     ranks = _infos(crew, loaded, ready, plan)
-    info = info_of(spec, model, mine.bounds, plan.whole, backend, ranks)
+    info = info_of(spec, model, mine.bounds, plan.whole, backend, ranks, mine.profile)
+    info = msgspec.structs.replace(info, startup=phases.passed)
     return Outfit(info, step_cost(model.active_parameters, mine.part.shape), make_runner)
 
 

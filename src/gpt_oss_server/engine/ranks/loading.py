@@ -7,13 +7,21 @@ starts ranks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
+from gpt_oss_server.engine.experts.choice import (
+    ExpertsChoice,
+    choose_experts,
+    is_mxfp4,
+    wide_line,
+)
+from gpt_oss_server.engine.experts.loading import stored_skeleton, stored_source
 from gpt_oss_server.engine.layout import observe_layers, reconcile
 from gpt_oss_server.engine.loader import (
     check_weights,
@@ -27,11 +35,12 @@ from gpt_oss_server.engine.loader import (
     whole_model,
 )
 from gpt_oss_server.engine.ranks.comms import Comms
+from gpt_oss_server.engine.ranks.filling import Progress, fill, place_buffers
 from gpt_oss_server.engine.ranks.part import ModelPart, StagePart, TensorPart
 from gpt_oss_server.engine.ranks.place import Place
 from gpt_oss_server.engine.ranks.plan import tensor_plan
-from gpt_oss_server.engine.ranks.shard import Cut, ExpertSplit
-from gpt_oss_server.engine.ranks.skeleton import Wanted, skeleton, wanted
+from gpt_oss_server.engine.ranks.shard import ExpertSplit
+from gpt_oss_server.engine.ranks.skeleton import skeleton, wanted
 from gpt_oss_server.engine.ranks.source import Checkpoint, Source, WholeModel, weights_digest
 from gpt_oss_server.engine.ranks.stages import StageCutter
 from gpt_oss_server.engine.ranks.tensor import TensorCutter
@@ -41,7 +50,6 @@ from gpt_oss_server.memory.architecture import ModelShape, shape_from_config
 from gpt_oss_server.memory.errors import ImpossibleSplit, ShapeUnknown
 from gpt_oss_server.memory.weights import weights_of
 
-Progress = Callable[[str], None]
 # Of a GPU, for its context and kernels, as `memory.fit` sets aside.
 WORKSPACE_BYTES = 1 << 30
 
@@ -75,17 +83,22 @@ def load_part(
     dtype = pick_dtype(spec.dtype, config, device)
     check_weights(spec)
     whole = predicted_shape(folder)
-    model = skeleton(folder, config, dtype)
+    choice = _chosen(spec, config, dtype, comms, progress)
+    model = (stored_skeleton if choice.as_stored else skeleton)(folder, config, dtype)
     seen = _model_seen(spec)
     needs = wanted(model)
-    shapes = {need.name: tuple(need.blank.shape) for need in needs}
-    layers = _stages(spec, dtype, place, device)[place.stage]
+    blanks = {need.name: need.blank for need in needs}
+    layers = _stages(spec, dtype, place, device, choice)[place.stage]
     cutter = _cutter(model, comms, experts, layers)
     cutter.cut()
     predicted = _local_shape(whole, place, layers)
     _check_same(spec, seen, comms)
-    source = _source(spec, shapes, dtype, progress)
-    _fill(spec, model, needs, cutter.cuts, source, device)
+    source = _source(spec, blanks, choice, dtype, device, progress)
+    modules = set(model.modules())
+    here = [need for need in (one.among(modules) for one in needs) if need.holders]
+    with loading_errors(folder, device):
+        fill(here, source, lambda _: device, progress, cutter.cuts)
+        place_buffers(modules, device)
     if _model_seen(spec) != seen:
         raise StartupError(
             f"{folder}: its files changed while rank {place.rank} read them: start again"
@@ -111,14 +124,30 @@ def _config_dict(folder: Path) -> dict[str, Any]:
     return msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
 
 
+def _chosen(
+    spec: EngineSpec, config: Any, dtype: torch.dtype, comms: Comms, progress: Progress
+) -> ExpertsChoice:
+    """Who computes experts here, and in which form all ranks hold them: in four bits if each of
+    them can. Raises StartupError as `choose_experts`."""
+    choice = choose_experts(spec, config, dtype, comms.device)
+    if is_mxfp4(config):
+        unable = torch.tensor([int(not choice.as_stored)], device=comms.device)
+        if int(comms.all_reduce(unable)) and choice.as_stored:
+            choice = replace(choice, as_stored=False, wide_because="another rank's GPU cannot")
+    line = wide_line(choice, dtype)
+    if line is not None:
+        progress(line)
+    return choice
+
+
 def _stages(
-    spec: EngineSpec, dtype: torch.dtype, place: Place, device: torch.device
+    spec: EngineSpec, dtype: torch.dtype, place: Place, device: torch.device, choice: ExpertsChoice
 ) -> tuple[range, ...]:
-    """The layers of each stage, the same on all ranks. Quantized weights are held as plain numbers
-    by ranks. Raises StartupError for more stages than layers."""
-    name = str(dtype).removeprefix("torch.")
+    """The layers of each stage, the same on all ranks. Quantized weights that are not kept as they
+    are stored are plain numbers. Raises StartupError for more stages than layers."""
+    name, plain = str(dtype).removeprefix("torch."), not choice.as_stored
     try:
-        weights = weights_of(_config_dict(Path(spec.folder)), dtype=name, dequantized=True)
+        weights = weights_of(_config_dict(Path(spec.folder)), dtype=name, dequantized=plain)
         return weights.stages(place.pp, _room(spec, place, device))
     except (ImpossibleSplit, ShapeUnknown) as error:
         raise StartupError(f"--gpu-mode pipeline: {error}") from error
@@ -136,17 +165,27 @@ def _room(spec: EngineSpec, place: Place, device: torch.device) -> int | None:
 
 def _source(
     spec: EngineSpec,
-    shapes: Mapping[str, tuple[int, ...]],
+    blanks: Mapping[str, torch.Tensor],
+    choice: ExpertsChoice,
     dtype: torch.dtype,
+    device: torch.device,
     progress: Progress,
 ) -> Source:
-    """The checkpoint's files where they have the model's own tensors, else the model, whole."""
+    """The checkpoint's files where they have the model's own tensors, else the model, whole.
+    `blanks` are those tensors before any is cut."""
     folder = Path(spec.folder)
+    reading = "reading this rank's part of the weights"
+    if choice.as_stored:
+        with loading_errors(folder, device):
+            source = stored_source(spec, blanks, device, progress)
+        progress(reading)
+        return source
     if spec.load_format == "auto":
+        shapes = {name: tuple(blank.shape) for name, blank in blanks.items()}
         with loading_errors(folder, "the host"):
             checkpoint = Checkpoint.in_folder(folder)
             if checkpoint is not None and checkpoint.supplies(shapes):
-                progress("reading this rank's part of the weights")
+                progress(reading)
                 return checkpoint
         progress("the checkpoint has other tensors than the model: it is loaded whole, then cut")
     return WholeModel(whole_model(spec, read_config(folder), dtype, torch.device("cpu"), progress))
@@ -185,31 +224,6 @@ def _cutter(
     text = model.config.get_text_config()
     plan = tensor_plan(text.model_type, getattr(text, "base_model_tp_plan", None))
     return TensorCutter(model, plan, comms, experts)
-
-
-def _fill(
-    spec: EngineSpec,
-    model: Any,
-    needs: list[Wanted],
-    cuts: Mapping[str, Cut],
-    source: Source,
-    device: torch.device,
-) -> None:
-    """Put real tensors where the skeleton has none, on the device, in the skeleton's types."""
-    modules = set(model.modules())
-    with loading_errors(Path(spec.folder), device):
-        for need in (one.among(modules) for one in needs):
-            if not need.holders:
-                continue  # of another stage
-            blank = need.blank
-            tensor = source.read(need.name, cuts.get(need.name))
-            if tensor.shape != blank.shape:
-                raise ValueError(f"{need.name} is {tuple(tensor.shape)}, not {tuple(blank.shape)}")
-            need.fill(tensor.to(device, blank.dtype).contiguous())
-        for module in modules:
-            for key, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[key] = buffer.to(device)
 
 
 def _local_shape(whole: ModelShape, place: Place, layers: range) -> ModelShape:

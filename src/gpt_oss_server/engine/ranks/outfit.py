@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from gpt_oss_server.engine.layout import allocate_layers
+from gpt_oss_server.engine.meter import Meter, make_meter
 from gpt_oss_server.engine.outfit import Bounds, bounds_of, kv_budget, read_config
+from gpt_oss_server.engine.phases import Phases
+from gpt_oss_server.engine.profile import Profile
 from gpt_oss_server.engine.ranks.comms import Comms
 from gpt_oss_server.engine.ranks.liveness import Activity
 from gpt_oss_server.engine.ranks.loading import load_part
@@ -18,7 +23,9 @@ from gpt_oss_server.engine.ranks.messages import Loaded
 from gpt_oss_server.engine.ranks.part import ModelPart
 from gpt_oss_server.engine.ranks.place import Place
 from gpt_oss_server.engine.ranks.rank import Rank
+from gpt_oss_server.engine.ranks.trial import profiled
 from gpt_oss_server.engine.runner import make_backend
+from gpt_oss_server.engine.single import say_profile
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.memory.kv import PoolGroup, PoolPlan
 
@@ -36,6 +43,7 @@ class Mine:
     comms: Comms
     bounds: Bounds
     budget_bytes: int
+    profile: Profile | None = None
 
     def report(self) -> Loaded:
         """What the leader must know of it."""
@@ -67,11 +75,30 @@ class Mine:
         return Rank(self.part, layers, backend, self.comms, activity, self.spec)
 
 
-def load(spec: EngineSpec, place: Place, comms: Comms, progress: Callable[[str], None]) -> Mine:
-    """Load this rank's part. All ranks call it together. Raises StartupError."""
-    part = load_part(spec, place, comms, progress)
+def load(
+    spec: EngineSpec,
+    place: Place,
+    comms: Comms,
+    progress: Callable[[str], None],
+    phases: Phases | None = None,
+    meter_of: Callable[[torch.device], Meter | None] = make_meter,
+) -> Mine:
+    """Load this rank's part and, where its device has a meter, run the largest steps. All ranks
+    call it together. Raises StartupError."""
+    phases = phases or Phases()
+    with phases.during("load"):
+        part = load_part(spec, place, comms, progress)
     for line in part.warnings:
         progress(f"warning: {line}")
     bounds = bounds_of(spec, read_config(spec), part.loaded)
-    budget = kv_budget(spec, part.loaded, bounds.activations_bytes)
-    return Mine(spec, part, comms, bounds, budget)
+    aside, profile = bounds.activations_bytes, None
+    meter = meter_of(part.loaded.device)
+    if meter is not None:
+        progress("profiling the largest steps")
+        backend = make_backend(spec.attention_backend, spec.block_size, [part.loaded.device])
+        with phases.during("profile"):
+            profile = profiled(spec, part, backend, comms, bounds, meter)
+        say_profile(profile, bounds.activations_bytes, progress)
+        aside = profile.set_aside_bytes
+    budget = kv_budget(spec, part.loaded, aside)
+    return Mine(spec, part, comms, bounds, budget, profile)

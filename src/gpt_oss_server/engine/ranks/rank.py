@@ -116,6 +116,11 @@ class Rank:
                 output = None
         return step, output, written
 
+    def settle(self) -> None:
+        """Wait until all that was handed on has been received."""
+        while self._sends:
+            self._sends.popleft().wait()
+
     def _take(self, expected: Expected) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The hidden states [T, D] of the stage before, and what is known of what it wrote."""
         if expected.hidden is None:

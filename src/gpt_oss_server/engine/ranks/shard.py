@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from gpt_oss_server.errors import StartupError
+from gpt_oss_server.memory.weight_parts import MXFP4_GROUP
 
 Shape = Sequence[int]
 ExpertSplit = Literal["width", "count"]
@@ -76,6 +77,14 @@ def pairs(size: int, dim: int, tp_rank: int, tp: int, what: str) -> Cut:
     return Cut(dim, ((2 * start, 2 * stop),))
 
 
+def shares(count: int, dim: int, tp_rank: int, tp: int, unit: int = 1) -> Cut:
+    """A share along `dim` of `count` runs of `unit`, none of which is cut. As many on each rank:
+    where they do not divide, some ranks have a run of zeros last. At least `tp` runs."""
+    start, stop = tp_rank * count // tp, (tp_rank + 1) * count // tp
+    pad = -(-count // tp) - (stop - start)
+    return Cut(dim, ((start * unit, stop * unit),), pad * unit)
+
+
 def by_heads(rows: int, head_dim: int, tp_rank: int, tp: int) -> Cut:
     """Rows of this rank's attention heads."""
     heads = rows // head_dim
@@ -105,6 +114,34 @@ def by_vocabulary(rows: int, tp_rank: int, tp: int) -> Cut:
     each = -(-rows // tp)
     start, stop = min(rows, tp_rank * each), min(rows, (tp_rank + 1) * each)
     return Cut(0, ((start, stop),), pad=each - (stop - start))
+
+
+def mxfp4_cuts(
+    shapes: dict[str, Shape], *, split: ExpertSplit, tp_rank: int, tp: int
+) -> dict[str, Cut]:
+    """How each tensor of `engine.experts.stored.Mxfp4Experts` is cut, whose names and shapes
+    `shapes` has. By width a rank has whole groups of 32 columns: their rows of gate and up, which
+    are interleaved, and the groups of the second product's inputs. A group of zeros adds nothing
+    to any sum. The output bias is on the first rank only. Raises StartupError for fewer groups
+    than ranks."""
+    if split == "count":
+        cut = even(shapes["down_proj_bias"][0], 0, tp_rank, tp, "experts")
+        return dict.fromkeys(shapes, cut)
+    groups = shapes["down_proj_scales"][2]
+    if groups < tp:
+        raise StartupError(
+            f"--gpu-mode tensor: {groups} groups of {MXFP4_GROUP} columns of an expert do not "
+            f"divide over {tp} GPUs: use --experts transformers, which makes them wide"
+        )
+    cuts = {}
+    for name, shape in shapes.items():
+        if name == "down_proj_bias":
+            cuts[name] = BLANK if tp_rank else Cut(0, ((0, shape[0]),))
+        elif name.startswith("down_proj"):
+            cuts[name] = shares(groups, 2, tp_rank, tp)
+        else:
+            cuts[name] = shares(groups, 1, tp_rank, tp, 2 * MXFP4_GROUP)
+    return cuts
 
 
 def expert_cuts(

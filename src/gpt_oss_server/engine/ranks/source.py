@@ -75,6 +75,10 @@ class Checkpoint:
         """Whether all these tensors are here as they are, whatever their shapes."""
         return all(name in self._names for name in names)
 
+    def file_of(self, name: str) -> Path:
+        """Where a tensor is. Raises KeyError for one that is not."""
+        return self._folder / self._names[name]
+
     def read(self, name: str, cut: Cut | None) -> torch.Tensor:
         if name not in self._names:
             return self._dequantized(name, cut)

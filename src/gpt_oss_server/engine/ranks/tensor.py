@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gpt_oss_server.engine.experts.stored import Mxfp4Experts
 from gpt_oss_server.engine.ranks.comms import Comms
 from gpt_oss_server.engine.ranks.modules import (
     ChosenExperts,
@@ -30,6 +31,7 @@ from gpt_oss_server.engine.ranks.shard import (
     by_vocabulary,
     even,
     expert_cuts,
+    mxfp4_cuts,
 )
 from gpt_oss_server.engine.ranks.skeleton import decoder_name, module_name, replace_module
 from gpt_oss_server.errors import StartupError
@@ -127,28 +129,25 @@ class TensorCutter:
                 self._set(module, key, name, cut)
 
     def _mixture(self, name: str, module: Any) -> None:
-        """A module with stacked experts, in the form of transformers' own experts functions."""
-        first = next((key for key in _EXPERT_TENSORS if hasattr(module, key)), None)
-        stacked = isinstance(getattr(module, "down_proj", None), nn.Parameter)
-        if first in (None, "down_proj") or not stacked or not hasattr(module, "is_transposed"):
-            raise StartupError(
-                f"--gpu-mode tensor: the experts of {name} ({type(module).__name__}) are not in "
-                "the form that this server can cut: use --gpu-mode pipeline or auto"
+        """A module with stacked experts: in the form of transformers' own experts functions, or
+        in four bits."""
+        shapes = {key: tensor.shape for key, tensor in module.named_parameters(recurse=False)}
+        if isinstance(module, Mxfp4Experts):
+            cuts = mxfp4_cuts(shapes, split=self._experts, tp_rank=self._rank, tp=self._tp)
+        else:
+            _check_stacked(name, module)
+            cuts = expert_cuts(
+                shapes,
+                transposed=module.is_transposed,
+                concatenated=getattr(module, "is_concatenated", True),
+                split=self._experts,
+                tp_rank=self._rank,
+                tp=self._tp,
             )
-        parameters = dict(module.named_parameters(recurse=False))
-        cuts = expert_cuts(
-            {key: parameter.shape for key, parameter in parameters.items()},
-            transposed=module.is_transposed,
-            concatenated=getattr(module, "is_concatenated", True),
-            split=self._experts,
-            tp_rank=self._rank,
-            tp=self._tp,
-        )
         for key, cut in cuts.items():
             self._set(module, key, name, cut)
         if self._experts == "count":
-            count = module.down_proj.shape[0]
-            module.num_experts = count
+            count = module.num_experts = next(module.parameters()).shape[0]
             first_here = self._rank * count
             self._wraps.append((name, partial(ChosenExperts, first=first_here, count=count)))
         else:
@@ -213,6 +212,16 @@ class TensorCutter:
         if style == "kv_heads" and grouped and isinstance(queries, nn.Linear):
             # Queries come first in every attention module: theirs are local already.
             attention.num_key_value_groups = queries.out_features // self._head_dim(name) // local
+
+
+def _check_stacked(name: str, module: Any) -> None:
+    first = next((key for key in _EXPERT_TENSORS if hasattr(module, key)), None)
+    stacked = isinstance(getattr(module, "down_proj", None), nn.Parameter)
+    if first in (None, "down_proj") or not stacked or not hasattr(module, "is_transposed"):
+        raise StartupError(
+            f"--gpu-mode tensor: the experts of {name} ({type(module).__name__}) are not in "
+            "the form that this server can cut: use --gpu-mode pipeline or auto"
+        )
 
 
 def _rule(style: Style, head_dim: int, rank: int, tp: int) -> Callable[[int], Cut]:

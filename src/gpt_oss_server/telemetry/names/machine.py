@@ -73,6 +73,30 @@ ENGINE_ROWS: tuple[Metric, ...] = (
         "Sequences put back to make room.",
     ),
     read(
+        "gpt_oss_engine_out_of_memory_total",
+        "counter",
+        ("result",),
+        ENGINE,
+        "Steps that the device had no memory for, computed again in smaller ones (retried), and "
+        "sequences for which there was none even alone and a token at a time (failed).",
+    ),
+    read(
+        "gpt_oss_engine_step_budget_tokens",
+        "gauge",
+        (),
+        ENGINE,
+        "Tokens that a step may compute now; fewer than the settings say for a while after the "
+        "device ran out of memory.",
+    ),
+    read(
+        "gpt_oss_engine_start_seconds",
+        "gauge",
+        ("phase",),
+        ENGINE,
+        "Time of each phase of the engine's last start: load, rewrite, profile, pools, capture, "
+        "warm. Absent for one that was skipped.",
+    ),
+    read(
         "gpt_oss_engine_prefix_queried_tokens_total",
         "counter",
         (),
@@ -119,6 +143,14 @@ MEMORY_ROWS: tuple[Metric, ...] = (
         "Bytes of KV that running sequences hold by arithmetic, were nothing shared.",
     ),
     read("gpt_oss_weights_bytes", "gauge", (), MEMORY, "Bytes of the model's weights."),
+    read(
+        "gpt_oss_activations_bytes",
+        "gauge",
+        ("kind",),
+        MEMORY,
+        "Bytes of one step on each rank beside weights and KV: bound (predicted from the config), "
+        "measured (what the largest step held; absent where none was profiled), set_aside.",
+    ),
 )
 
 GPU_ROWS: tuple[Metric, ...] = (

@@ -1,0 +1,77 @@
+"""The largest steps, run by all ranks together before their pools are there, measured on each.
+
+Knows: that a rank over pools of one block computes as one over real ones. Does not know: which
+steps are largest and how memory is counted (`engine.profile`, `engine.meter`), pools.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Seq
+
+from gpt_oss_server.engine.attention.interface import AttentionBackend
+from gpt_oss_server.engine.meter import Meter
+from gpt_oss_server.engine.nucleus import make_nucleus
+from gpt_oss_server.engine.outfit import Bounds
+from gpt_oss_server.engine.profile import Limits, Profile, measure, tiny_pools
+from gpt_oss_server.engine.ranks.comms import Comms
+from gpt_oss_server.engine.ranks.liveness import Activity
+from gpt_oss_server.engine.ranks.part import ModelPart
+from gpt_oss_server.engine.ranks.rank import Expected, Rank
+from gpt_oss_server.engine.runner import NOTHING, sample_live, spoiled
+from gpt_oss_server.engine.sampler import Sampled, Sampler
+from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.engine.step import StepLayout
+from gpt_oss_server.memory.kv import cache_groups
+
+
+class TrialRunner:
+    """A `Runner` of which every rank has one: all are given the same steps in the same order. Only
+    the leader has logits to sample from."""
+
+    depth = 1
+    lookahead = False
+
+    def __init__(self, rank: Rank, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self._rank = rank
+        self._launched: deque[Expected] = deque()
+
+    def launch(self, layout: StepLayout) -> None:
+        self._launched.append(self._rank.expect(layout))
+
+    def sample(self, sampling: Seq[Sequence | None]) -> None:
+        """All is done by `collect`."""
+
+    def collect(self, sampling: Seq[Sequence | None]) -> tuple[Sampled, frozenset[int]]:
+        step, logits, written = self._rank.compute(self._launched.popleft())
+        self._rank.settle()
+        if logits is None:
+            return NOTHING, frozenset()
+        return sample_live(self.sampler, logits, sampling), spoiled(step, written)
+
+
+def profiled(
+    spec: EngineSpec,
+    part: ModelPart,
+    backend: AttentionBackend,
+    comms: Comms,
+    bounds: Bounds,
+    meter: Meter,
+) -> Profile:
+    """What the largest steps take of this rank's device. All ranks call it together."""
+    loaded, shape = part.loaded, part.shape
+    layers = tiny_pools(shape, spec.block_size, loaded.dtype, loaded.device)
+    rank = Rank(part, layers, backend, comms, Activity(), spec)
+    limits = Limits(
+        batch_tokens=-(-bounds.batch_tokens // spec.depth),
+        max_num_seqs=spec.max_num_seqs,
+        max_len=bounds.max_len,
+        block_size=spec.block_size,
+        vocab_size=loaded.vocab_size,
+        groups=len(cache_groups(shape, loaded.dtype.itemsize)),
+    )
+    nucleus = make_nucleus(loaded.device)
+    sampler = Sampler(loaded.vocab_size, loaded.device, None, nucleus)
+    return measure(TrialRunner(rank, sampler), limits, meter)
