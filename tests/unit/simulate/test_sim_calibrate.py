@@ -85,7 +85,7 @@ def test_a_known_gpu_keeps_what_the_loops_do_not_tell() -> None:
     served = Served("vllm", "0.11", "120b", kv_blocks=20_000, block_size=16)
     truth = replace(Efficiency(memory=0.8), sequence_s=40e-6)
     replica = replica_like(served, CONFIG_120B, MODEL_120B, shape, truth)
-    trials = (Trial(1, 16, 200), Trial(8, 16, 200), Trial(32, 16, 200), Trial(64, 16, 200))
+    trials = (Trial(1, 4, 300), Trial(8, 4, 300), Trial(32, 4, 300), Trial(64, 4, 300))
     decoding = [measured(trial, replica, rounds=2) for trial in trials]
     found = fit_server(decoding, served, CONFIG_120B, MODEL_120B, shape)
     fitted = replica_like(served, CONFIG_120B, MODEL_120B, shape, found.efficiency).time

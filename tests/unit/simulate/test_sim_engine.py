@@ -191,7 +191,7 @@ def test_what_a_dispatcher_sees() -> None:
     engine.step()
     engine.step()
     start_s = seq.first_token_s - PLAIN.time.first_token_s
-    middle_s = (start_s + engine.next_s) / 2
+    middle_s = (start_s + engine.next_s) / 2 + 1e-9
     decoding, context, waiting, tokens, work, free, share = engine.look(middle_s)
     assert (decoding, context, waiting, tokens) == (1, 1200, 0, 0)
     assert max(work) == 0.0

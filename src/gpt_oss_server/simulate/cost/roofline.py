@@ -32,7 +32,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 from gpt_oss_server.errors import ConfigError
@@ -86,12 +85,12 @@ class Efficiency:
     engine's own loop).
     """
 
-    overhead: float = 1.0524
-    sequence_s: float = 14.45e-6
+    overhead: float = 1.0469
+    sequence_s: float = 12.04e-6
     hop_latency_s: float = 0.0
-    link: float = 0.3042
-    compute: float = 0.2762
-    first_token_s: float = 0.0178
+    link: float = 0.3073
+    compute: float = 0.2754
+    first_token_s: float = 0.0177
     memory: float | None = None
     cache: float | None = None
     attention: float | None = None
@@ -178,13 +177,8 @@ class ReplicaCost:
         self.model, self.gpu, self.tp, self.pp = model, gpu, tp, pp
         weights, shape = model.weights, model.shape
         weights.rank_bytes(tp, pp)  # raises where the split is impossible
-        expert_bytes = sum(
-            part.bytes(weights.dtype_bytes, weights.quantization)
-            / (tp if part.split == "even" else 1)
-            for layer in weights.layers
-            for part in layer
-            if part.active < Fraction(1)
-        )
+        profile = weights.read_profile(tp)[0]
+        expert_bytes = sum(size for share, size in profile.items() if share < 1)
         looked_up = 0 if weights.tied else weights.embedding.bytes(weights.dtype_bytes) / tp
         self.expert_s = expert_bytes / gpu.bandwidth_bytes_s
         self.dense_s = (
