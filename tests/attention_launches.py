@@ -9,14 +9,17 @@ import torch
 from attention_cases import Case, lay_out
 
 BF16 = torch.bfloat16
+MULTIPROCESSORS = 132
 
 
 def attention() -> None:
-    """Decode and prefill of a full and of a sliding layer, split and whole."""
-    from gpt_oss_server.engine.attention.triton import TritonBackend
+    """Decode and prefill of a full and of a sliding layer, split and whole, of few sequences and of
+    many, as on a device with an H100's multiprocessors."""
+    from gpt_oss_server.engine.attention import triton as backend
 
+    backend.multiprocessors = lambda device: MULTIPROCESSORS
     case = Case(
-        seqs=((150, 1), (0, 200)),
+        seqs=((150, 1), (0, 200)),  # too few tiles for the device: keys are split
         heads=64,
         kv_heads=8,
         k_dim=64,
@@ -25,9 +28,11 @@ def attention() -> None:
         block_size=16,
         dtype=BF16,
     )
-    for one in (case, replace(case, window=128)):
+    long = replace(case, seqs=((0, 1100),))
+    many = replace(case, seqs=((9, 1),) * 130)
+    for one in (case, long, many, replace(case, window=128)):
         problem = lay_out(one)
-        TritonBackend().plan(problem.step).attend(
+        backend.TritonBackend().plan(problem.step).attend(
             problem.layer,
             problem.query,
             scale=problem.scale,

@@ -41,14 +41,15 @@ def step() -> None:
     graphs = DecodeGraphs(
         ours.forward, ours.layers, ours.backend, room, RerunRecorder(), lambda _: None
     )
-    graphs.run(course.step([Part(0, 1), Part(1, 1), Part(2, 1)]))
+    with torch.inference_mode():
+        graphs.run(course.step([Part(0, 1), Part(1, 1), Part(2, 1)]))
 
 
 def nucleus() -> None:
-    """top_p of one row and of many."""
+    """top_p of any number of rows."""
     from gpt_oss_server.engine.kernels.nucleus import SearchedNucleus
 
-    for rows in (1, 64):
+    for rows in (1, 3, 16, 40, 64, 256):
         logits = torch.zeros(rows, 201_088)
         top_p = torch.full((rows, 1), 0.9, dtype=torch.float64)
         SearchedNucleus().floor(logits, logits[:, :0], top_p)

@@ -25,6 +25,7 @@ def seconds(work: Callable[[], Any], device: torch.device | str, *, captured: bo
         work()
         return time.perf_counter() - began_s
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # which has what `work` reads yet to make
     with torch.cuda.stream(side):
         for _ in range(2):
             work()  # compiles, and takes what is allocated once

@@ -2,9 +2,11 @@
 
     python -m own_bench.probe CORE      # until stdin closes; then one JSON line
 
-Knows: one core's CPU time for a third of a millisecond of arithmetic, forty times a second. Does
-not know: who else is there. CPU time, not the clock: waiting for the core does not count, but a
-core that does less per second, as a virtual one does while its host serves others, shows.
+Knows: one core's CPU time for a third of a millisecond of small products and what goes between
+them, the kind of work that a step is, forty times a second. (Plain arithmetic stays as fast when
+others on the host take caches away, and a step does not.) Does not know: who else is there. CPU
+time, not the clock: waiting for the core does not count, but a core that does less per second, as
+a virtual one does while its host serves others, shows.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import sys
 import threading
 import time
 
+import torch
+
 from engine_bench.systems import BenchError, environment
 from own_bench.pinned import put_first
 
 EVERY_S = 0.025
-WORK = 12_000
+WIDTH, LAYERS, ROWS = 160, 12, 8
 FASTEST_SHARE = 0.1
 
 
@@ -68,14 +72,26 @@ def main(core: int) -> None:
         sys.stdin.read()
         over.set()
 
+    torch.set_num_threads(1)
+    weights = torch.randn(LAYERS, WIDTH, WIDTH) / WIDTH**0.5
+    states = torch.randn(ROWS, WIDTH)
     threading.Thread(target=read, daemon=True).start()
     while not over.wait(EVERY_S):
         at_s, began_s = time.monotonic(), time.thread_time()
-        total = 0
-        for number in range(WORK):
-            total += number * number
+        work(weights, states)
         samples.append((at_s, time.thread_time() - began_s))
     print(json.dumps(samples))
+
+
+@torch.inference_mode()
+def work(weights: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Layers of a product, a gate, a norm and a rotation."""
+    half = WIDTH // 2
+    for weight in weights:
+        states = torch.nn.functional.silu(states @ weight)
+        states = states * torch.rsqrt((states * states).mean(-1, keepdim=True) + 1e-5)
+        states = torch.cat((-states[:, half:], states[:, :half]), 1)
+    return states
 
 
 if __name__ == "__main__":

@@ -10,14 +10,17 @@ import msgspec
 import pytest
 import torch
 
-from engine_runs import job, run
+from engine_runs import job, kept_by_sampler, run
+from gpt_oss_server.engine import single as sampling_of
 from gpt_oss_server.engine.attention.interface import ATTENTION_NAME, LayerKv, StepContext
 from gpt_oss_server.engine.core import EngineCore
 from gpt_oss_server.engine.layout import register_attention
 from gpt_oss_server.engine.loader import load_model, read_config
+from gpt_oss_server.engine.nucleus import Nucleus, SortedNucleus
 from gpt_oss_server.engine.ranks.skeleton import skeleton
 from gpt_oss_server.errors import StartupError
 from rank_engine import spec_for
+from scarce_memory import SECRET
 from tiny_models import build, saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,6 +108,67 @@ def _longest(name: str, given: dict[str, str]) -> str:
     """The place of a tensor."""
     fitting = [entry for entry in given if not entry or f"{name}.".startswith(f"{entry}.")]
     return given[max(fitting, key=len)]
+
+
+def test_a_step_without_memory_is_computed_in_parts(folder: str) -> None:
+    """As in single mode: every request says what it says anyway, nobody ends, and nothing is left
+    of the step that was too large; what an exception says is in no line."""
+    single, _ = core_of(folder)
+    spread, said = core_of(folder, gpu_mode="auto", device_map=SPREAD)
+    runner: Any = spread._runner
+    model, adjust, refused = runner._model, runner.sampler._adjust, []
+
+    def refuse(size: int, most: int) -> None:
+        if size > most:
+            refused.append(size)
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {SECRET}")
+
+    def computed(input_ids: torch.Tensor, **more: Any) -> Any:
+        output = model(input_ids=input_ids, **more)
+        refuse(input_ids.numel(), 11)
+        return output
+
+    def adjusted(raw: torch.Tensor, sent: Any) -> torch.Tensor:
+        refuse(len(raw), 2)
+        result: torch.Tensor = adjust(raw, sent)
+        return result
+
+    runner._model, runner.sampler._adjust = computed, adjusted
+    jobs = JOBS | {9: job([8, 3] * 7, max_tokens=9, repetition_penalty=1.4, logprobs=2)}
+    expected, found = run(single, jobs), run(spread, jobs)
+    assert {k: r.tokens for k, r in found.items()} == {k: r.tokens for k, r in expected.items()}
+    assert not [result.error for result in found.values() if result.error]
+    stats = spread.stats()
+    assert (stats.shortages, stats.jobs_too_large) == (len(refused), 0)
+    assert {size > 5 for size in refused} == {True, False}  # while computing and while sampling
+    assert kept_by_sampler(spread) == 0
+    lines = [line for line in said if line.startswith("out of memory in a step of ")]
+    assert len(lines) == len(refused)
+    assert not [line for line in said if SECRET in line]
+
+
+def test_a_start_is_told_by_phase(folder: str) -> None:
+    """As in every other mode."""
+    spread, said = core_of(folder, gpu_mode="auto", device_map=SPREAD)
+    startup = spread.info().startup
+    assert [phase.name for phase in startup] == ["load", "pools"]
+    assert all(phase.seconds is not None and phase.seconds > 0 for phase in startup)
+    assert [line for line in said if line.startswith("start-up: load ")]
+
+
+def test_it_samples_as_its_device_does_best(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the search for top_p on a GPU, not by sorting."""
+    chosen: list[torch.device] = []
+    searched = SortedNucleus()
+
+    def make(device: torch.device) -> Nucleus:
+        chosen.append(device)
+        return searched
+
+    monkeypatch.setattr(sampling_of, "make_nucleus", make)
+    spread, _ = core_of(folder, gpu_mode="auto", device_map=SPREAD)
+    assert spread._runner.sampler._nucleus is searched
+    assert chosen == [torch.device("cpu")]
 
 
 def test_what_does_not_fit_goes_to_disk_if_asked(folder: str) -> None:

@@ -26,7 +26,7 @@ from gpt_oss_server.types import Job
 from mxfp4_models import saved_mxfp4
 from rank_engine import run_over_ranks, spec_for
 from rank_processes import stages, tensor_ranks
-from tiny_models import VOCAB
+from tiny_models import VOCAB, build, saved
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -216,6 +216,21 @@ def test_a_map_with_layers_on_disk(folder: str, experts: str) -> None:
     whole = EngineCore(spec_for(folder, experts="torch")).info().weights_bytes
     assert rank.weights_bytes == whole - on_disk(folder)
     assert not [line for line in lines if "are held as" in line]
+
+
+@pytest.mark.skipif(not kernel_device.HAVE_TRITON, reason="needs Triton")
+@pytest.mark.skipif(kernel_device.DEVICE == "cuda", reason="for the interpreter")
+def test_kernels_compute_plain_weights_too(tmp_path: Path) -> None:
+    """Mode auto of a checkpoint that is not in four bits: kernels are there where they are asked
+    for, but for what is on disk."""
+    folder = saved(build("gpt_oss"), tmp_path)
+    lines: list[str] = []
+    spec = spec_for(folder, gpu_mode="auto", device_map=SPREAD, experts="triton")
+    core = EngineCore(spec, lines.append)
+    assert "experts of 2 layers are computed by Triton kernels" in lines
+    results = run(core, dict(FEW))
+    assert {key: one.tokens for key, one in results.items()} == said(folder, FEW)
+    assert not [line for line in lines if "made wide" in line or "are held as" in line]
 
 
 def on_disk(folder: str) -> int:

@@ -9,12 +9,15 @@ import torch
 
 from gpt_oss_server.engine.ranks.comms import Comms
 from gpt_oss_server.engine.ranks.outfit import load
+from gpt_oss_server.engine.ranks.rank import Expected, Rank
 from gpt_oss_server.engine.spec import EngineSpec
+from gpt_oss_server.errors import StartupError
 from rank_processes import stages, tensor_ranks
 from storage_meter import StorageMeter
 from tiny_models import build, saved
 
 BUDGET = 64 << 20
+HIDDEN = 64
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,53 @@ def test_each_rank_sets_aside_what_it_measured(folder: str, mode: str) -> None:
         threads=1,
     )
     found = (tensor_ranks if mode == "tensor" else stages)(2, _measured, spec)
+    # Of a pipeline another step is in flight: its hidden states, and whether they are finite.
+    more = 0 if mode == "tensor" else 128 * (HIDDEN + 1) * 4
     for rank in found:
-        assert rank["budget"] == rank["told"] == BUDGET - rank["weights"] - rank["aside"]
+        left = BUDGET - rank["weights"] - rank["aside"] - more
+        assert rank["budget"] == rank["told"] == left
         assert "profiling the largest steps" in rank["said"]
         assert rank["aside"] >= rank["peak"] > 0
     leader, other = (found[0], found[1]) if mode == "tensor" else (found[1], found[0])
     assert leader["aside"] > other["aside"]
     # The logits of four sequences and what sampling makes of them.
     assert leader["aside"] > 4 * 3000 * 16
+
+
+def _short(comms: Comms, spec: EngineSpec) -> str:
+    """In a rank: how its start ends where the second one has no memory for the largest steps."""
+    if comms.place.rank == 1:
+
+        def refuse(self: Rank, expected: Expected) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate a lot")
+
+        Rank.compute = refuse  # type: ignore[method-assign]
+    try:
+        load(spec, comms.place, comms, lambda _: None, None, lambda _: StorageMeter())
+    except StartupError as error:
+        return str(error)
+    except RuntimeError:
+        return "the other one is gone"
+    return "loaded"
+
+
+def test_a_rank_without_memory_for_them_says_what_to_lower(folder: str) -> None:
+    """One line, as of a single process. (Nobody ends the other here, as a crew would: its exchange
+    fails.)"""
+    spec = EngineSpec(
+        folder=folder,
+        device="cpu",
+        max_num_seqs=4,
+        max_batch_tokens=128,
+        max_model_len=128,
+        memory_budget_bytes=2 * BUDGET,
+        gpu_mode="tensor",
+        gpus=2,
+        threads=1,
+    )
+    lines = tensor_ranks(2, _short, spec)
+    assert lines[1].startswith(
+        "too little memory on cpu: a step of 128 tokens of 4 sequences does not fit beside the "
+        "weights; lower --max-batch-tokens or --max-num-seqs (OutOfMemoryError at "
+    )
+    assert lines[0] == "the other one is gone"

@@ -25,9 +25,16 @@ def covered(intervals: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def hidden_share(step_s: float, device_s: float, host_s: float) -> float:
+def uncovered(intervals: Sequence[tuple[float, float]]) -> float:
+    """How much of the line between the first begin and the last end no interval covers."""
+    if not intervals:
+        return 0.0
+    begin, end = min(one for one, _ in intervals), max(one for _, one in intervals)
+    return max(0.0, end - begin - covered(intervals))
+
+
+def hidden_share(idle_s: float, host_s: float) -> float:
     """How much of the host's work in a step the device does not wait for: 1 - (time of a step in
-    which the device has nothing to do) / (time in which the host works). 1 where the device is
-    always busy; 0 where each of the host's seconds keeps it waiting."""
-    idle_s = max(0.0, step_s - device_s)
+    which the device has been given nothing) / (time in which the host works). 1 where it always has
+    something to do; 0 where each of the host's seconds keeps it waiting."""
     return 1.0 - min(1.0, idle_s / host_s) if host_s > 0 else 1.0

@@ -162,7 +162,8 @@ def _decode(settings: Settings, records: Mapping[str, Record]) -> list[str]:
 
 def _hidden(records: Mapping[str, Record]) -> list[str]:
     body = [(form, *found.values()) for form, found in _good(records, "hidden")]
-    head = ["weights", "step µs", "device busy µs", "host works µs", "kernels", "hidden"]
+    times = ["step µs", "device busy µs", "device waits µs", "host works µs"]
+    head = ["weights", *times, "kernels", "hidden"]
     return ["## A step at batch 1: host and device", "", *_table(head, body)] if body else []
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
-from gpu_bench.figures import covered
+from gpu_bench.figures import covered, uncovered
 
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 HOST_WORK = ("cpu_op",)
@@ -34,9 +34,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Busy:
-    """`seconds` in which the device did something; kernels by their time, longest first."""
+    """`seconds` in which the device did something, and, between the first and the last of them,
+    `idle_seconds` in which it had been given nothing: the pauses between the kernels of a graph are
+    not among these. Kernels by their time, longest first."""
 
     seconds: float
+    idle_seconds: float
     launches: int
     kernels: tuple[Kernel, ...]
 
@@ -53,11 +56,19 @@ class Busy:
         ]
 
 
-def traced(work: Callable[[], object], device: str) -> Busy:
-    """What `work` made the device do. On a CPU: its operators, those inside others too."""
+def _nothing() -> None:
+    """No work."""
+
+
+def traced(work: Callable[[], object], device: str, warm: Callable[[], object] = _nothing) -> Busy:
+    """What `work` made the device do. On a CPU: its operators, those inside others too. `warm` is
+    done before, under a profiler that keeps nothing: its own start slows what it sees first."""
     on_gpu = device.startswith("cuda")
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-    with profile(activities=[activity]) as found:
+    once = schedule(wait=0, warmup=1, active=1, repeat=1)
+    with profile(activities=[activity], schedule=once) as found:
+        warm()
+        found.step()
         work()
         if on_gpu:
             torch.cuda.synchronize()
@@ -73,14 +84,20 @@ def busy(events: Iterable[Mapping[str, Any]], categories: tuple[str, ...]) -> Bu
     counts: dict[str, int] = defaultdict(int)
     times_us: dict[str, float] = defaultdict(float)
     intervals = []
+    # What one call of the host began has its number; all of a graph has that of its launch.
+    calls: dict[object, tuple[float, float]] = {}
     for event in events:
         if event.get("ph") == "X" and event.get("cat") in categories:
             begin, took = float(event["ts"]), float(event["dur"])
             counts[event["name"]] += 1
             times_us[event["name"]] += took
             intervals.append((begin, begin + took))
+            call = event.get("args", {}).get("correlation", ("none", len(intervals)))
+            first, last = calls.get(call, intervals[-1])
+            calls[call] = min(first, begin), max(last, begin + took)
     kernels = sorted(
         (Kernel(name, counts[name], took / 1e6) for name, took in times_us.items()),
         key=lambda one: -one.seconds,
     )
-    return Busy(covered(intervals) / 1e6, len(intervals), tuple(kernels))
+    idle_s = uncovered(list(calls.values())) / 1e6
+    return Busy(covered(intervals) / 1e6, idle_s, len(intervals), tuple(kernels))

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from gpu_bench.settings import Settings
 
 FAILED, CANNOT = 3, 4
 LONGEST_TROUBLE = 400
+# What `engine.worker` has, which needs all of msgspec.
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+GROWING_SEGMENTS = "expandable_segments:True"
+
+
+def settle_allocator(environment: MutableMapping[str, str]) -> None:
+    """PyTorch's allocator as it is where the engine serves, unless it was told otherwise."""
+    if not any(name in environment for name in ALLOCATOR_SETTINGS):
+        environment[ALLOCATOR_SETTINGS[0]] = GROWING_SEGMENTS
 
 
 def bench_of(settings: Settings, host: str) -> Any:
@@ -87,6 +97,8 @@ def main(argv: list[str]) -> int:
 
 
 def _started(settings: Settings, host: str) -> Any:
+    if host.startswith("engine"):
+        settle_allocator(os.environ)
     import torch
 
     if not settings.device.startswith("cuda"):

@@ -79,9 +79,11 @@ def run(arguments: Arguments) -> int:
     inputs.check_writable(arguments, "output")
     with closing(Progress()) as progress:
         progress.begin("measuring")
-        found = asyncio.run(measure(wanted, _say, progress.tell))
+        found = asyncio.run(
+            measure(wanted, _say, progress.tell, lambda served: _check(arguments, served))
+        )
         progress.begin("fitting")
-        calibration = _calibration(arguments, found, progress)
+        calibration = _calibration(arguments, found, wanted.address.url, progress)
     text = as_yaml(calibration)
     inputs.write_text(arguments["output"], text)
     if arguments["output"] != "-":
@@ -119,19 +121,36 @@ def _wanted(arguments: Arguments) -> Wanted:
         seconds=60.0 * minutes,
         passes=passes,
         most_clients=most,
-        seed=inputs.integer(arguments, "seed"),
+        seed=inputs.seed(arguments),
         timeout_s=timeout_s,
     )
 
 
-def _calibration(arguments: Arguments, found: Found, progress: Progress) -> Calibration:
+def _check(arguments: Arguments, served: Served) -> None:
+    """That there will be something to fit, before anything is measured. Raises StartupError, and
+    ConfigError, as the fit would."""
+    from gpt_oss_server.simulate.calibrate.likeness import replica_like
+    from gpt_oss_server.simulate.cost.roofline import Efficiency
+
+    _, model, shape = _meant(arguments, served)
+    replica_like(served, model.config, model.cost, shape, Efficiency())
+
+
+def _meant(arguments: Arguments, served: Served) -> tuple[str, inputs.Simulated, Shape]:
+    """The name of the model, what it is, and on which hardware."""
+    name = _text(arguments["model"]) or _model_of(served.model)
+    model = inputs.simulated_model({"model": name, "calibration": None})
+    return name, model, _shape(arguments, served)
+
+
+def _calibration(
+    arguments: Arguments, found: Found, source: str, progress: Progress
+) -> Calibration:
     from gpt_oss_server.simulate.calibrate.calibration_file import Calibration
     from gpt_oss_server.simulate.calibrate.fit_server import fit_server
 
     served = found.served
-    name = _text(arguments["model"]) or _model_of(served.model)
-    model = inputs.simulated_model({"model": name, "calibration": None})
-    shape = _shape(arguments, served)
+    name, model, shape = _meant(arguments, served)
     fitted = fit_server(found.loops, served, model.config, model.cost, shape, progress.tell)
     verdict = fitted.verdict
     spread = sum(loop.spread() for loop in found.loops) / len(found.loops)
@@ -143,7 +162,7 @@ def _calibration(arguments: Arguments, found: Found, progress: Progress) -> Cali
         )
     return Calibration(
         made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        source=str(arguments["url"]),
+        source=source,
         model=name,
         served=served,
         shape=shape,

@@ -108,7 +108,8 @@ def run(flags: Mapping[str, object]) -> int:
 
 def _calculate(flags: Mapping[str, object]) -> int:
     """The pure calculation: nothing is loaded, no GPU is looked at."""
-    from gpt_oss_server.doctor.plan import MODES, stored_form
+    from gpt_oss_server.doctor.four_bits import form_planned
+    from gpt_oss_server.doctor.plan import MODES
 
     memory_bytes = _parsed(Size(), flags["gpu_memory"], "--gpu-memory")
     # One GPU mode contradicts several GPUs for `serve`; here all modes are compared.
@@ -124,9 +125,7 @@ def _calculate(flags: Mapping[str, object]) -> int:
         if modes[0] != "single" and gpus < 2:
             raise ConfigError(f"flag --gpus: gpu_mode {modes[0]} needs at least 2, got {gpus}")
     model = _model(settings, flags)
-    form = _weights(flags)
-    if form is None and settings.experts == "transformers" and stored_form(model.config) == "mxfp4":
-        form = "bf16"  # unless told so: whether it has the kernels is a machine's affair
+    form = _weights(flags) or form_planned(settings, model.config)
     asked = _request(settings, model, memory_bytes, gpus, form)
     plan, other = _plans(model, asked)
     advice = _advice(model, plan, _load(flags), _named_gpu(flags), modes)
@@ -207,7 +206,7 @@ def _request(
         utilization=settings.gpu_memory_utilization,
         block_size=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
-        max_batch_tokens=settings.max_batch_tokens or CUDA_BATCH_TOKENS,
+        max_batch_tokens=settings.max_batch_tokens or max(CUDA_BATCH_TOKENS, settings.max_num_seqs),
         dtype_bytes=DTYPE_BYTES[dtype],
         kv_dtype_bytes=DTYPE_BYTES[dtype],
     )

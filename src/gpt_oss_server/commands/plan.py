@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpt_oss_server.commands import simulate_inputs as inputs
 from gpt_oss_server.commands.progress import Progress
@@ -21,6 +22,8 @@ from gpt_oss_server.errors import ConfigError, StartupError
 
 if TYPE_CHECKING:
     from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape
+    from gpt_oss_server.simulate.plan.fleet_file import Start
+    from gpt_oss_server.simulate.plan.found import Standing
     from gpt_oss_server.simulate.plan.inventory import Fitting, Inventory
     from gpt_oss_server.simulate.plan.planning import Question
     from gpt_oss_server.simulate.plan.report import Plan
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "Find the layout and policy that serve a workload best on some GPUs."
 BUDGET_S = 90.0
+CLOSER_REQUESTS = 100
+"""Of a mix, the least that are worth looking at closer."""
 SEEDS = 5
-MOST_PROCESSES = 8
+MOST_PROCESSES, MOST_JOBS = 8, 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +124,7 @@ def run(arguments: Mapping[str, object]) -> int:
             tell=lambda runs: progress.tell(min(round(elapsed_s()), limit_s), limit_s),
             processes=processes,
         )
-    _write(arguments, question, plan)
+    _write(arguments, question, plan, work.traffics.factor)
     return 0
 
 
@@ -139,9 +144,7 @@ def _question(arguments: Mapping[str, object]) -> Question:
     slo = inputs.promises(arguments)
     policies = _policies(inputs.names(arguments["policy"]))
     check_names(policies)
-    seeds, budget_s = inputs.integer(arguments, "seeds"), inputs.number(arguments, "budget_s")
-    if seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, not {seeds}")
+    draws, budget_s = inputs.draws(arguments), inputs.number(arguments, "budget_s")
     if not budget_s > 0:
         raise ConfigError(f"--budget-s must be above 0, not {budget_s:g}")
     model = inputs.simulated_model(arguments)
@@ -157,8 +160,8 @@ def _question(arguments: Mapping[str, object]) -> Question:
         policies=policies,
         prices=prices,
         current=_current(arguments, inventory, lay_out),
-        draws=seeds - 1,
-        seed=inputs.integer(arguments, "seed"),
+        draws=draws - 1,
+        seed=inputs.seed(arguments),
         budget_s=budget_s,
     )
 
@@ -169,6 +172,10 @@ def _source(arguments: Mapping[str, object]) -> Source:
 
     name = str(arguments["workload"])
     rate, load = inputs.optional_number(arguments, "rate"), inputs.number(arguments, "load")
+    if load > 0 and load != 1.0 and (name in MIXES or rate is not None):
+        raise ConfigError(
+            "--load is a multiple of a record's own pace, for neither a mix nor beside --rate"
+        )
     if name in MIXES:
         return Source(mix=name, rate=rate, load=load)
     record = inputs.workload({**arguments, "load": 1.0})
@@ -187,10 +194,19 @@ def _policies(named: list[str]) -> tuple[str, ...]:
 def _processes(arguments: Mapping[str, object]) -> int:
     given = inputs.optional_integer(arguments, "jobs")
     if given is None:
-        return max(1, min(MOST_PROCESSES, len(os.sched_getaffinity(0))))
+        return max(1, min(MOST_PROCESSES, _cores()))
     if given < 1:
         raise ConfigError(f"--jobs must be at least 1, not {given}")
+    if given > MOST_JOBS:
+        raise ConfigError(f"--jobs must be at most {MOST_JOBS}, not {given}")
     return given
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has no affinity
+        return os.cpu_count() or 1
 
 
 def _lay_out(
@@ -200,10 +216,12 @@ def _lay_out(
     other than gpt-oss's as plain numbers (docs/gpu-modes.md); vLLM's requests queue in the engine,
     in order of arrival."""
     from gpt_oss_server.doctor.plan import stored_form, widened
+    from gpt_oss_server.memory.errors import ImpossibleSplit
     from gpt_oss_server.memory.weights import weights_of
     from gpt_oss_server.simulate.plan.fleet_file import mode_of
 
     engine = arguments["engine"]
+    _check_engine(arguments)
     order = arguments["prefill_order"] or ("fcfs" if engine == "vllm" else "shortest")
     settings: EngineSettings = inputs.engine_settings({**arguments, "prefill_order": order})
     if engine == "vllm":
@@ -215,11 +233,27 @@ def _lay_out(
         plain = replace(model.cost, weights=weights)
 
     def laid(shape: Shape) -> Replica:
-        mode = mode_of(shape) or "tensor"
-        cost = plain if widened(model.config, mode) else model.cost
+        mode = mode_of(shape)
+        if mode is None and engine == "own":
+            raise ImpossibleSplit("this server's modes are tensor or pipeline, not both at once")
+        cost = plain if widened(model.config, mode or "tensor") else model.cost
         return lay_out(model.config, cost, shape, settings)
 
     return laid
+
+
+def _check_engine(arguments: Mapping[str, object]) -> None:
+    """That no flag asks for what the replicas that are started will not do. Raises ConfigError."""
+    if arguments["engine"] == "own" and arguments["admission"] == "engine":
+        raise ConfigError(
+            "--admission engine: this server reserves KV before its engine; --engine vllm is for "
+            "replicas that do not"
+        )
+    for name in ("prefill_order", "max_waiting", "max_wait_s"):
+        value = arguments[name]
+        if arguments["engine"] == "vllm" and value not in (None, "fcfs"):
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} {value}: vLLM takes all that come, in order of arrival")
 
 
 def _nothing_fits(name: str, found: Fitting) -> str:
@@ -245,21 +279,15 @@ def _current(
     if given is None:
         return None
     text, _, name = str(given).partition("/")
-    shapes = parse_pools(text, inventory.stock[0][0])
+    shapes = parse_pools(text, inventory.stock[0][0], "--current")
     check_names([name] if name else [])
     pools = tuple(Pool(lay_out(shape), count) for shape, count in shapes)
     return Candidate(Fleet(pools), Rule(name or "least_request"))
 
 
-def _write(arguments: Mapping[str, object], question: Question, plan: Plan) -> None:
+def _write(arguments: Mapping[str, object], question: Question, plan: Plan, factor: float) -> None:
     from gpt_oss_server.hub import ALIASES
-    from gpt_oss_server.simulate.plan.fleet_file import (
-        balancer_lines,
-        fleet_document,
-        fleet_yaml,
-        pools_text,
-        starts,
-    )
+    from gpt_oss_server.simulate.plan.fleet_file import fleet_document, fleet_yaml, starts
     from gpt_oss_server.simulate.plan.json_document import as_json
     from gpt_oss_server.simulate.plan.report import lines
 
@@ -276,16 +304,18 @@ def _write(arguments: Mapping[str, object], question: Question, plan: Plan) -> N
     text = fleet_yaml(document, comments)
     begun = starts(named, fleet, question.inventory.machine_gpus, engine)
     if arguments["yaml"] != "-" and arguments["json"] != "-":
-        made = [*lines(plan), "", "Fleet:", *(f"  {line}" for line in text.splitlines())]
+        remarks = [f"  Calibration: {remark}." for remark in inputs.remarks(arguments)]
+        made = [*lines(plan), *remarks, "", "Fleet:", *(f"  {line}" for line in text.splitlines())]
         made += ["", "Start it:"]
         machines = list(dict.fromkeys(start.machine for start in begun))
         for machine in machines:
             made += [f"  # {machine}"] if len(machines) > 1 else []
             made += [f"  {start.command} &" for start in begun if start.machine == machine]
-        made += ["", *_in_front(plan, begun, balancer_lines, len(machines))]
-        replay = f"gpt-oss-server simulate --pools {pools_text(fleet)} --policy {rule.name} …"
-        made += ["", f"Look closer: {replay}"]
-        print("\n".join(made))
+        made += ["", *_in_front(plan, begun, len(machines)), ""]
+        made += ["Look closer:", f"  {_closer(arguments, chosen, factor)}"]
+        if rule.bounds:
+            made.append(f"  (there {rule.name} has the thresholds that it ships with)")
+        inputs.write_text("-", "\n".join([*made, ""]))
     if arguments["yaml"] is not None:
         inputs.write_text(arguments["yaml"], text)
     if arguments["json"] is not None:
@@ -301,10 +331,10 @@ def _write(arguments: Mapping[str, object], question: Question, plan: Plan) -> N
         )
 
 
-def _in_front(
-    plan: Plan, begun: Any, balancer_lines: Callable[[Any], list[str]], machines: int
-) -> list[str]:
+def _in_front(plan: Plan, begun: Sequence[Start], machines: int) -> list[str]:
     """What sends requests to the replicas: there is no dispatcher of our own yet."""
+    from gpt_oss_server.simulate.plan.fleet_file import balancer_lines
+
     rule = plan.found.proposed.candidate.rule
     if len(begun) == 1:
         return ["One replica: nothing is needed in front of it."]
@@ -322,7 +352,34 @@ def _in_front(
         made.append(f"In front: any balancer with {rule.name}. With nginx:")
     if machines > 1:
         return [*made, "  (one server line per replica, with its machine's address)"]
-    return [*made, *(f"  {line}" for line in balancer_lines([start.port for start in begun]))]
+    lines = balancer_lines([start.port for start in begun], rule.name)
+    return [*made, *(f"  {line}" for line in lines)]
+
+
+def _closer(arguments: Mapping[str, object], chosen: Standing, factor: float) -> str:
+    """How `simulate` plays the same workload on what was chosen: at the pace that was asked for, a
+    mix without one at what is borne."""
+    from gpt_oss_server.commands.simulate import command_line
+    from gpt_oss_server.simulate.cost.gpu_types import gpu_type
+    from gpt_oss_server.simulate.plan.fleet_file import pools_text
+    from gpt_oss_server.simulate.workload.made import MIXES
+
+    fleet, rule = chosen.candidate.fleet, chosen.candidate.rule
+    files = re.findall(r"@([^+\s]+\.ya?ml)", str(arguments["gpus"]))
+    settings = fleet.pools[0].replica.settings
+    kept = ("model", "calibration", "workload", "slo", "seed")
+    given: dict[str, object] = {name: arguments[name] for name in kept}
+    given["pools"] = pools_text(fleet, {gpu_type(path).name: path for path in files})
+    given["policy"] = [rule.name]
+    if arguments["workload"] in MIXES:
+        rate = inputs.optional_number(arguments, "rate") or round(chosen.per_s, 2)
+        lasts_s = max(inputs.DURATION_S, round(CLOSER_REQUESTS / rate))
+        given |= {"rate": rate, "duration": lasts_s}
+    else:
+        given["load"] = factor
+    names = ("max_num_seqs", "max_batch_tokens", "prefill_order", "admission")
+    given |= {name: getattr(settings, name) for name in (*names, "max_waiting", "max_wait_s")}
+    return command_line(given)
 
 
 def _command(arguments: Mapping[str, object]) -> str:

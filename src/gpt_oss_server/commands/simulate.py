@@ -95,7 +95,7 @@ def run(arguments: Arguments) -> int:
         rows = [played(question, name, progress) for name in question.policies]
     document["policies"] = {row.name: row.figures for row in rows}
     if not to_stdout:
-        _print(question, rows)
+        _print(question, rows, inputs.remarks(arguments))
     inputs.write_json(arguments["json"], document)
     if arguments["html"] is not None:
         from gpt_oss_server.simulate.html.page import page
@@ -109,7 +109,7 @@ def _question(arguments: Arguments, fleet: Fleet) -> Question:
     from gpt_oss_server.routing.policies import POLICIES
     from gpt_oss_server.simulate.results.runs import Draw, Question
 
-    first = Draw(inputs.integer(arguments, "seed"), inputs.workload(arguments))
+    first = Draw(inputs.seed(arguments), inputs.workload(arguments))
     names = inputs.names(arguments["policy"]) or ["earliest_completion"]
     made = _is_made(arguments)
     question = Question(
@@ -175,11 +175,13 @@ def _draws(arguments: Arguments, first: Draw, made: bool) -> tuple[Draw, ...]:
     from gpt_oss_server.simulate.results.confidence import resampled
     from gpt_oss_server.simulate.results.runs import Draw
 
-    count = inputs.integer(arguments, "seeds")
-    if count < 1:
-        raise ConfigError(f"--seeds must be at least 1, not {count}")
+    count = inputs.draws(arguments)
     if count == 1:
         return ()
+    if not made and not first.workload.duration_s > 0:
+        raise ConfigError(
+            f"--seeds: all requests of {first.workload.name} come at one moment: it has no variants"
+        )
     seeds = range(first.seed, first.seed + count)
     if made:
         return tuple(
@@ -205,7 +207,7 @@ def _document(arguments: Arguments, model_name: str, question: Question) -> Docu
     given = {name: value for name, value in arguments.items() if name not in _OUTPUTS}
     return {
         "schema": SCHEMA,
-        "command": _command(given),
+        "command": command_line(given),
         "versions": {
             "gpt-oss-server": __version__,
             "Python": platform.python_version(),
@@ -226,10 +228,13 @@ def _document(arguments: Arguments, model_name: str, question: Question) -> Docu
 def _calibrated(arguments: Arguments) -> Document | None:
     """Which calibration was used; what it found is beside each pool. Its server is not named."""
     measured = inputs.calibration(arguments)
-    return None if measured is None else {"made_at": measured.made_at, "model": measured.model}
+    if measured is None:
+        return None
+    remarks = inputs.remarks(arguments)
+    return {"made_at": measured.made_at, "model": measured.model, "remarks": remarks}
 
 
-def _command(given: Arguments) -> str:
+def command_line(given: Arguments) -> str:
     """What to type to get the same: the flags that differ from their defaults."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -246,7 +251,7 @@ def _command(given: Arguments) -> str:
     return shlex.join(words)
 
 
-def _print(question: Question, rows: Sequence[Played]) -> None:
+def _print(question: Question, rows: Sequence[Played], remarks: Sequence[str]) -> None:
     from gpt_oss_server.simulate.results.number_text import per_second
     from gpt_oss_server.simulate.results.report import repeats_table, table
 
@@ -254,16 +259,18 @@ def _print(question: Question, rows: Sequence[Played]) -> None:
     pace = f"{workload.requests_per_s:.2f}/s"
     if question.clients is not None:
         pace = f"{question.clients} at a time" if question.clients > 1 else "one at a time"
-    print(
+    lines = [
         f"{question.fleet.name} ({question.fleet.gpus} GPUs), {workload.name}: "
         f"{len(workload.requests)} requests in {workload.duration_s:.0f} s, {pace}"
-    )
-    for line in workload.problems.lines():
-        print(f"  input: {line}")
-    print("\n".join(table([row[:3] for row in rows])))
+    ]
+    lines += [f"  input: {line}" for line in workload.problems.lines()]
+    lines += [f"  calibration: {remark}" for remark in remarks]
+    lines += table([row[:3] for row in rows])
     for row in rows:
         if "capacity_per_s" in row.figures:
             least = "at least " if row.figures["sweep"]["endless"] else ""
-            print(f"{row.name}: bears {least}{per_second(row.figures['capacity_per_s'])}")
+            borne = per_second(row.figures["capacity_per_s"])
+            lines.append(f"{row.name}: bears {least}{borne}")
     if question.draws:
-        print("\n".join(repeats_table({row.name: row.figures["repeats"] for row in rows})))
+        lines += repeats_table({row.name: row.figures["repeats"] for row in rows})
+    inputs.write_text("-", "\n".join([*lines, ""]))

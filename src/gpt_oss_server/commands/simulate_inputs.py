@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
 DEFAULT_SLO = "2048:2:0.05,inf:10:0.05"
 DEFAULT_MODEL = "120b"
 DEFAULT_GPU = "h100"
+RATE, DURATION_S = 2.0, 600.0
+MOST_DRAWS = 1000
+LEAST_PROMISE_S = 1e-6
 MIX_NAMES = "chat, turns, agents, documents, reasoning, long, mixed"
+_READ = ("workload", "calibration", "gpu", "price")
+"""Flags that may name a file that is read."""
 
 Arguments = Mapping[str, object]
 
@@ -57,8 +63,18 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|MIX",
         help=f"a trace or log (CSV, JSON lines, parquet), or {MIX_NAMES} (default: mixed)",
     )
-    add("--rate", type=float, default=2.0, help="requests per second of a mix (default: 2)")
-    add("--duration", type=float, default=600.0, help="seconds of a mix (default: 600)")
+    add(
+        "--rate",
+        type=float,
+        default=RATE,
+        help=f"requests per second of a mix (default: {RATE:g})",
+    )
+    add(
+        "--duration",
+        type=float,
+        default=DURATION_S,
+        help=f"seconds of a mix (default: {DURATION_S:g})",
+    )
     add("--load", type=float, default=1.0, help="play it so many times as fast (default: 1)")
     add("--seed", type=int, default=0, help="of mixes and random policies (default: 0)")
 
@@ -127,6 +143,12 @@ def model_name(arguments: Arguments) -> str:
         return str(arguments["model"])
     measured = calibration(arguments)
     return DEFAULT_MODEL if measured is None else measured.model
+
+
+def remarks(arguments: Arguments) -> list[str]:
+    """What there is to say of the calibration beside the model that is simulated."""
+    measured = calibration(arguments)
+    return [] if measured is None else measured.remarks_of(model_name(arguments))
 
 
 def simulated_model(arguments: Arguments) -> Simulated:
@@ -213,18 +235,16 @@ def workload(arguments: Arguments) -> Workload:
 
     name = str(arguments["workload"])
     load = number(arguments, "load")
+    _check_pace(arguments, name in MIXES)
     if not load > 0:
         raise ConfigError(f"--load must be above 0, not {load:g}")
     if name in MIXES:
         rate, duration_s = number(arguments, "rate"), number(arguments, "duration")
-        for flag, value in (("--rate", rate), ("--duration", duration_s)):
-            if not value > 0:
-                raise ConfigError(f"{flag} must be above 0, not {value:g}")
         made = make_workload(
             name,
             requests_per_s=rate,
             duration_s=duration_s,
-            seed=integer(arguments, "seed"),
+            seed=seed(arguments),
         )
         if not made.requests:
             raise ConfigError(
@@ -239,41 +259,72 @@ def workload(arguments: Arguments) -> Workload:
     return made.at_load(load)
 
 
+def _check_pace(arguments: Arguments, made: bool) -> None:
+    """That what a mix is made by is not asked of a record, which comes as it came. Raises
+    ConfigError. (`plan` takes a rate for either, and no duration.)"""
+    if "duration" not in arguments:
+        return
+    for name, default in (("rate", RATE), ("duration", DURATION_S)):
+        value = number(arguments, name)
+        if not value > 0:
+            raise ConfigError(f"--{name} must be above 0, not {value:g}")
+        if value != default and not made:
+            raise ConfigError(f"--{name} is of a mix; a record has its own: --load plays it faster")
+
+
 def promises(arguments: Arguments) -> Slo:
     """The classes of `--slo`. Raises ConfigError."""
     from gpt_oss_server.simulate.fleet.notation import parse_slo
     from gpt_oss_server.simulate.results.slo import Slo, SloClass
 
     rows = parse_slo(str(arguments["slo"]))
-    labels = ("short", "long") if len(rows) == 2 else tuple(f"≤{row[0]:g}" for row in rows)
+    labels = ("short", "long") if len(rows) == 2 else tuple(_upto(row[0]) for row in rows)
+    for _, ttft_s, tpot_s in rows:
+        if math.inf in (ttft_s, tpot_s):
+            raise ConfigError(f"--slo {arguments['slo']}: a promise of any time is none")
+        if 0 < min(ttft_s, tpot_s) < LEAST_PROMISE_S:
+            raise ConfigError(f"--slo: nobody is promised less than {LEAST_PROMISE_S:g} s")
     try:
         return Slo(tuple(SloClass(label, *row) for label, row in zip(labels, rows, strict=True)))
     except ConfigError as error:
         raise ConfigError(f"--slo {arguments['slo']}: {error}") from error
 
 
+def _upto(tokens: float) -> str:
+    """A class's name, which no other one has."""
+    return f"≤{int(tokens)}" if tokens.is_integer() else f"≤{tokens!r}"
+
+
 def write_json(target: object, content: Mapping[str, Any]) -> None:
     """To a file, to stdout (`-`) or (None) nowhere. Raises StartupError."""
     if target is None:
         return
-    write_text(target, json.dumps(content, indent=2) + "\n")
+    write_text(target, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(target: object, text: str) -> None:
     """To a file, or to stdout (`-`). Raises StartupError."""
-    if target == "-":
-        print(text, end="")
-        return
+    # Names of files may hold bytes that are no text, and a terminal may have few letters.
+    encoding = (sys.stdout.encoding if target == "-" else None) or "utf-8"
+    text = text.encode(encoding, errors="backslashreplace").decode(encoding)
     try:
-        Path(str(target)).write_text(text, encoding="utf-8")
+        if target == "-":
+            print(text, end="", flush=True)
+        else:
+            Path(str(target)).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StartupError(f"cannot write {target}: {error.strerror}") from error
+        where = "to stdout" if target == "-" else target
+        raise StartupError(f"cannot write {where}: {error.strerror}") from error
 
 
 def check_writable(arguments: Arguments, *names: str) -> None:
     """That the files of these flags can be written, before any work is done for them; nothing is
-    written yet. Raises StartupError, and ConfigError where two are the same file."""
-    seen: dict[Path, str] = {}
+    written yet. Raises StartupError, and ConfigError for one that is named twice, or read."""
+    seen: dict[str, str] = {}
+    for name in _READ:
+        given = arguments.get(name)
+        if given is not None and os.path.isfile(str(given)):
+            seen.setdefault(os.path.realpath(str(given)), name)
     for name in names:
         given = arguments[name]
         if given is None or given == "-":
@@ -282,7 +333,7 @@ def check_writable(arguments: Arguments, *names: str) -> None:
         reason = _unwritable(path)
         if reason is not None:
             raise StartupError(f"--{name}: cannot write {given}: {reason}")
-        other = seen.setdefault(path.absolute(), name)
+        other = seen.setdefault(os.path.realpath(path), name)
         if other != name:
             raise ConfigError(f"--{other} and --{name} are the same file, {given}")
 
@@ -308,6 +359,24 @@ def names(given: object) -> list[str]:
 def integer(arguments: Arguments, name: str) -> int:
     """A flag's whole number."""
     return int(str(arguments[name]))
+
+
+def seed(arguments: Arguments) -> int:
+    """`--seed`. Raises ConfigError for a negative one, which would draw as its positive does."""
+    value = integer(arguments, "seed")
+    if value < 0:
+        raise ConfigError(f"--seed must be at least 0, not {value}")
+    return value
+
+
+def draws(arguments: Arguments) -> int:
+    """`--seeds`. Raises ConfigError."""
+    count = integer(arguments, "seeds")
+    if count < 1:
+        raise ConfigError(f"--seeds must be at least 1, not {count}")
+    if count > MOST_DRAWS:
+        raise ConfigError(f"--seeds must be at most {MOST_DRAWS}, not {count}")
+    return count
 
 
 def number(arguments: Arguments, name: str) -> float:

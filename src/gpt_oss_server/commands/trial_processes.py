@@ -9,11 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
 from gpt_oss_server.errors import StartupError
 from gpt_oss_server.simulate.plan.trials import Player, Trial, Verdict
+
+_GONE = (
+    "a simulating process ended by itself, for lack of memory perhaps: try fewer (--jobs 1) or a "
+    "smaller --budget-s"
+)
 
 
 class ProcessRunner:
@@ -27,10 +35,12 @@ class ProcessRunner:
         self._idle: list[Connection] = []
         self._busy: dict[Connection, Trial] = {}
         self._waiting: deque[Trial] = deque()
+        resource_tracker.ensure_running()  # it lets interrupts through again once it runs
         for _ in range(processes):
             ours, theirs = context.Pipe()
             worker = context.Process(target=_work, args=(theirs, player), daemon=True)
-            worker.start()
+            with _uninterrupted():
+                worker.start()
             theirs.close()
             self._workers.append(worker)
             self._idle.append(ours)
@@ -64,10 +74,7 @@ class ProcessRunner:
             answer = pipe.recv()
         except (EOFError, OSError) as error:
             pipe.close()
-            raise StartupError(
-                "a simulating process ended by itself, for lack of memory perhaps: try fewer "
-                "(--jobs 1) or a smaller --budget-s"
-            ) from error
+            raise StartupError(_GONE) from error
         self._idle.append(pipe)
         self._feed()
         if isinstance(answer, StartupError):
@@ -77,8 +84,23 @@ class ProcessRunner:
     def _feed(self) -> None:
         while self._idle and self._waiting:
             pipe, trial = self._idle.pop(), self._waiting.popleft()
-            pipe.send(trial)
+            try:
+                pipe.send(trial)
+            except OSError as error:
+                pipe.close()
+                raise StartupError(_GONE) from error
             self._busy[pipe] = trial
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A process that is started meanwhile hears no interrupt before it can say what it makes of
+    one; ours comes afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(pipe: Connection, player: Player) -> None:
@@ -93,4 +115,7 @@ def _work(pipe: Connection, player: Player) -> None:
             answer: Verdict | StartupError = player.play(trial)
         except StartupError as error:  # what is wrong with the inputs; a bug ends the worker
             answer = error
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:  # the parent is gone
+            return

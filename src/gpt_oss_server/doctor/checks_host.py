@@ -165,18 +165,22 @@ def mxfp4_kernels(seen: Examined) -> Finding | None:
     if seen.model is None or stored_form(seen.model.config) != "mxfp4" or not seen.runs_on_gpu:
         return None
     experts, mode = seen.settings.experts, seen.settings.gpu_mode
-    missing = lacking(seen.settings, seen.machine, seen.model.config)
-    if missing:
-        why = f"MXFP4 kernels need {' and '.join(missing)}: without, experts are held as bf16"
-    elif widened(seen.model.config, mode, experts):
-        why = f"--experts {experts} in gpu_mode {mode}: MXFP4 experts are held as bf16"
-    else:
-        return None
     plans = (seen.plan, seen.other_plan)
     wide = next((plan for plan in plans if plan is not None and plan.weights != "mxfp4"), None)
+    form = "bf16" if wide is None or wide.weights == "bfloat16" else wide.weights
+    missing = lacking(seen.settings, seen.machine, seen.model.config)
+    if missing:
+        why = f"MXFP4 kernels need {' and '.join(missing)}: without, experts are held as {form}"
+    elif widened(seen.model.config, mode, experts):
+        why = f"--experts {experts} in gpu_mode {mode}: MXFP4 experts are held as {form}"
+    else:
+        return None
     size = "" if wide is None else f" ({gib(wide.weights_bytes)} in all)"
     fits = wide is None or wide.of(mode).fits
-    cure = "use --experts auto" if experts == "transformers" else "run make setup for triton"
+    cure = "use --experts auto"
+    if experts != "transformers":
+        typed = all(need.startswith("a half type") for need in missing)
+        cure = "leave --dtype at auto" if typed else "run make setup for triton"
     return Finding(
         "note" if fits else "problem",
         f"{why}{size}" + ("" if fits else ", which does not fit"),

@@ -41,9 +41,9 @@ def lacking(settings: Settings, machine: Machine, config: Mapping[str, Any]) -> 
         missing.append("the package kernels")
     if any(tuple(pair) < capability for pair in machine.torch.capabilities):
         missing.append(f"GPUs of compute capability {_dotted(capability)} or newer")
-    dtype = own_dtype(config) if settings.dtype == "auto" else settings.dtype
-    if settings.experts == "auto" and dtype not in _HALF_TYPES:
-        missing.append(f"a half type instead of {dtype}")
+    unwanted = _unwanted_type(settings, config)
+    if unwanted is not None:
+        missing.append(f"a half type instead of {unwanted}")
     return tuple(missing)
 
 
@@ -55,6 +55,21 @@ def form_held(
     if stored_form(config) != "mxfp4" or not machine.torch.cuda_usable:
         return None
     return "bf16" if lacking(settings, machine, config) else None
+
+
+def form_planned(settings: Settings, config: Mapping[str, Any]) -> WeightsForm | None:
+    """The same for GPUs that have what our kernels need. Whether transformers has its own is a
+    machine's affair: there they count as wide."""
+    if stored_form(config) != "mxfp4":
+        return None
+    wide = settings.experts == "transformers" or _unwanted_type(settings, config) is not None
+    return "bf16" if wide else None
+
+
+def _unwanted_type(settings: Settings, config: Mapping[str, Any]) -> str | None:
+    """The number type for which kernels are not chosen; None where they are."""
+    dtype = own_dtype(config) if settings.dtype == "auto" else settings.dtype
+    return dtype if settings.experts == "auto" and dtype not in _HALF_TYPES else None
 
 
 def _dotted(pair: tuple[int, int]) -> str:

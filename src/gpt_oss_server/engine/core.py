@@ -232,17 +232,16 @@ class EngineCore:
     def _shrink(self, flight: _Flight, events: StepEvents) -> None:
         """There was no memory for a step, the last one launched: its tokens are to be computed in
         smaller steps. One that has a single token, and the device for itself, can never be."""
-        batch = flight.batch
-        alive = [seq for seq in batch.seqs if self._jobs.get(seq.key) is seq]
-        for i, (seq, tokens) in enumerate(zip(batch.seqs, batch.tokens, strict=True)):
-            if i not in flight.void and self._jobs.get(seq.key) is seq:
-                self.kv.take_back(seq, tokens)
+        batch, void, jobs = flight.batch, flight.void, self._jobs
+        wanted = [i for i, s in enumerate(batch.seqs) if i not in void and jobs.get(s.key) is s]
+        for i in wanted:
+            self.kv.take_back(batch.seqs[i], batch.tokens[i])
         prefill_tokens = sum(batch.tokens) - batch.decode_tokens
         smaller = self.batcher.budget.shrink(batch.decode_tokens, prefill_tokens)
         if not smaller and not self._flights:
-            for seq in alive:
+            for i in wanted:
                 self._counts["too_large"] += 1
-                self._fail(seq, EngineFailed(TOO_LARGE, retry_after_s=1.0), events)
+                self._fail(batch.seqs[i], EngineFailed(TOO_LARGE, retry_after_s=1.0), events)
 
     def _note(self, shortage: Shortage, batch: Batch) -> None:
         self._counts["shortages"] += 1

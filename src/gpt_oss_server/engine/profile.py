@@ -11,12 +11,14 @@ Three steps of `max_num_seqs` sequences that all get a token:
 - *decode*: all of them do.
 
 Their block tables name one block only, of pools of one block: what is computed is nonsense, but as
-much of it as ever. Sampling takes the parameters that need most memory. Penalties are measured
-apart: they keep a table for each sequence, which the bound of `memory.activations` leaves out.
+much of it as ever. Sampling takes the parameters that need most memory. Measured apart is what the
+bound of `memory.activations` leaves out: the table that penalties keep for each sequence and, where
+the engine looks ahead, what it holds of a step that is sampled from while it computes the next.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -28,7 +30,9 @@ from gpt_oss_server.engine.layout import allocate_layers
 from gpt_oss_server.engine.meter import Meter, Peak
 from gpt_oss_server.engine.runner import Runner
 from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.shortage import Shortage, give_back
 from gpt_oss_server.engine.step import HostLayout, StepLayout
+from gpt_oss_server.errors import StartupError
 from gpt_oss_server.memory.architecture import ModelShape
 from gpt_oss_server.memory.kv import PoolGroup, PoolPlan, cache_groups
 from gpt_oss_server.types import Job, SamplingParams
@@ -47,6 +51,7 @@ PENALISED = SamplingParams(
     max_tokens=1,
     temperature=1.0,
     top_p=0.9,
+    logprobs=20,
     frequency_penalty=0.5,
     repetition_penalty=1.1,
 )
@@ -70,8 +75,8 @@ class Limits:
 @dataclass(frozen=True)
 class Profile:
     """What steps took beside weights and pools. `step`: the largest, sampled from at the greatest
-    expense. `penalised`: the same with a table of penalties for every sequence. `decode`: the
-    largest decode step, not sampled from."""
+    expense. `penalised`: the same with a table of penalties for every sequence, and one step behind
+    another as the engine has them. `decode`: the largest decode step, not sampled from."""
 
     step: Peak
     penalised: Peak
@@ -125,14 +130,24 @@ def _layout(limits: Limits, tokens: Seq[int], lengths: Seq[int]) -> StepLayout:
     return StepLayout(ids, start[1:] - 1, host)
 
 
-def run(runner: Runner, layout: StepLayout, sampling: SamplingParams | None) -> None:
-    """One step of sequences that all sample by these parameters, or none of them."""
-    count = len(layout.sample_rows)
-    seqs: list[Sequence | None] = [None] * count
-    if sampling is not None:
-        seqs = [_somebody(_FIRST_KEY + n, sampling) for n in range(count)]
-    runner.launch(layout)
-    runner.collect(seqs)
+def run(runner: Runner, layouts: Seq[StepLayout], sampling: SamplingParams | None) -> None:
+    """Steps of sequences that all sample by these parameters, or none of them. With lookahead each
+    is launched while the one before it, which is sampled from, is not collected yet."""
+    before: list[Sequence | None] | None = None
+    for layout in layouts:
+        seqs: list[Sequence | None] = [None] * len(layout.sample_rows)
+        if sampling is not None:
+            seqs = [_somebody(_FIRST_KEY + n, sampling) for n in range(len(seqs))]
+        runner.launch(layout)
+        if before is not None:
+            runner.collect(before)
+        runner.sample(seqs)
+        before = seqs
+        if not runner.lookahead:
+            runner.collect(seqs)
+            before = None
+    if before is not None:
+        runner.collect(before)
 
 
 def _somebody(key: int, sampling: SamplingParams) -> Sequence:
@@ -142,6 +157,23 @@ def _somebody(key: int, sampling: SamplingParams) -> Sequence:
     )
 
 
+def profiled(
+    make_runner: Callable[[], Runner], limits: Limits, meter: Meter, device: torch.device
+) -> Profile:
+    """`measure` a runner that is gone afterwards, with what it kept of the device. Raises
+    StartupError where the largest steps have no room beside the weights."""
+    try:
+        profile = measure(make_runner(), limits, meter)
+    except Shortage as shortage:
+        raise StartupError(
+            f"too little memory on {device}: a step of {limits.batch_tokens} tokens of "
+            f"{limits.max_num_seqs} sequences does not fit beside the weights; lower "
+            f"--max-batch-tokens or --max-num-seqs ({shortage})"
+        ) from None
+    give_back(device)
+    return profile
+
+
 def measure(runner: Runner, limits: Limits, meter: Meter) -> Profile:
     """Run the largest steps. The first time is not counted: kernels are compiled then, and
     libraries take workspaces that they keep. `runner` is not to be used for anything else.
@@ -149,18 +181,18 @@ def measure(runner: Runner, limits: Limits, meter: Meter) -> Profile:
     Raises:
         Shortage: the device has no room for such steps, whatever is left for KV.
     """
-    steps = [wide(limits), mixed(limits)]
+    steps, last = [wide(limits), mixed(limits)], decode(limits)
 
-    def sampled(sampling: SamplingParams) -> None:
-        # In turn, so that what sampling keeps of one step is there while the next computes.
+    def one_by_one() -> None:
         for step in steps:
-            run(runner, step, sampling)
+            run(runner, [step], COSTLY)
 
-    sampled(COSTLY)
-    run(runner, decode(limits), None)
-    plain = meter.peak(lambda: sampled(COSTLY))
-    decoding = meter.peak(lambda: run(runner, decode(limits), None))
-    penalised = meter.peak(lambda: sampled(PENALISED))
+    one_by_one()
+    run(runner, [last], None)
+    plain = meter.peak(one_by_one)
+    decoding = meter.peak(lambda: run(runner, [last], None))
+    # Each behind the other, so that what is kept of one is there while the other computes.
+    penalised = meter.peak(lambda: run(runner, [*steps, steps[0]], PENALISED))
     return Profile(plain, penalised, decoding)
 
 
@@ -170,5 +202,5 @@ def warm(runner: Runner, limits: Limits) -> None:
     prompt = min(limits.batch_tokens, limits.max_len, WARM_TOKENS)
     for tokens in (prompt, 1):
         for sampling in (GREEDY, COSTLY):
-            run(runner, _layout(limits, [tokens], [prompt]), sampling)
+            run(runner, [_layout(limits, [tokens], [prompt])], sampling)
             runner.sampler.drop(_somebody(_FIRST_KEY, sampling))

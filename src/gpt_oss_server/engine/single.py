@@ -19,7 +19,7 @@ from gpt_oss_server.engine.loader import LoadedModel
 from gpt_oss_server.engine.meter import Meter
 from gpt_oss_server.engine.nucleus import make_nucleus
 from gpt_oss_server.engine.phases import Phases, summary
-from gpt_oss_server.engine.profile import Limits, Profile, measure, tiny_pools, warm
+from gpt_oss_server.engine.profile import Limits, Profile, profiled, tiny_pools, warm
 from gpt_oss_server.engine.runner import ModelRunner, Runner
 from gpt_oss_server.engine.sampler import Sampler
 from gpt_oss_server.engine.shortage import Shortage
@@ -59,14 +59,13 @@ class Single:
         graphs: DecodeGraphs | None = None,
     ) -> ModelRunner:
         device, spec = self.loaded.device, self.spec
-        sampler = Sampler(self.loaded.vocab_size, device, guides, make_nucleus(device))
         # On a CPU there is nothing to overlap: a step that is for nothing would cost its time.
         ahead = device.type == "cuda" if spec.lookahead is None else spec.lookahead
         return ModelRunner(
             self.forward,
             layers,
             self.backend,
-            sampler,
+            sampler_of(self.loaded, guides),
             spec.block_size,
             spec.max_num_seqs,
             lookahead=ahead,
@@ -77,14 +76,7 @@ class Single:
         """Run the largest steps. Raises StartupError where they do not fit beside the weights."""
         loaded, limits = self.loaded, self.limits
         layers = tiny_pools(self.shape, limits.block_size, loaded.dtype, loaded.device)
-        try:
-            return measure(self.runner(layers, None), limits, meter)
-        except Shortage as shortage:
-            raise StartupError(
-                f"too little memory on {loaded.device}: a step of {limits.batch_tokens} tokens of "
-                f"{limits.max_num_seqs} sequences does not fit beside the weights; lower "
-                f"--max-batch-tokens or --max-num-seqs ({shortage})"
-            ) from None
+        return profiled(lambda: self.runner(layers, None), limits, meter, loaded.device)
 
     def set_aside_bytes(self, profile: Profile) -> int:
         """What the pools must leave: the largest step, and recorded steps, which come later."""
@@ -94,6 +86,12 @@ class Single:
         decode_bytes = profile.decode.reserved_bytes
         graphs = predicted_bytes(self.room, self.loaded.vocab_size, itemsize, decode_bytes)
         return profile.set_aside_bytes + graphs
+
+
+def sampler_of(loaded: LoadedModel, guides: Guides | None) -> Sampler:
+    """What draws the tokens of a loaded model, where its logits are."""
+    device = loaded.device
+    return Sampler(loaded.vocab_size, device, guides, make_nucleus(device))
 
 
 class Opening:
@@ -121,7 +119,7 @@ class Opening:
         if self._meter is not None:
             self._progress("warming up")
             with self._phases.during("warm"):
-                warm(runner, self._single.limits)
+                self._warm(runner)
         self._progress(f"start-up: {summary(self._phases.passed)}")
         return runner
 
@@ -130,6 +128,15 @@ class Opening:
         return msgspec.structs.replace(
             info, startup=self._phases.passed, graphs_bytes=self._graphs_bytes
         )
+
+    def _warm(self, runner: Runner) -> None:
+        try:
+            warm(runner, self._single.limits)
+        except Shortage as shortage:
+            raise StartupError(
+                f"too little memory on {self._single.loaded.device}: no step has room beside the "
+                f"KV cache; lower --kv-cache-memory or --gpu-memory-utilization ({shortage})"
+            ) from None
 
     def _captured(self) -> DecodeGraphs | None:
         single = self._single

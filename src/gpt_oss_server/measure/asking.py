@@ -83,4 +83,5 @@ def failure_of(answer: Answer) -> str:
     """Why an answer is none, on one line."""
     if answer.status not in (0, 200):
         return f"status {answer.status}, {answer.error or 'no reason given'}"
-    return answer.error or "an answer without tokens"
+    early = "the stream ended before its usage came"
+    return answer.error or (early if answer.tokens else "an answer without tokens")

@@ -11,7 +11,7 @@ import asyncio
 import ssl
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import httptools
@@ -21,6 +21,8 @@ from gpt_oss_server.errors import ConfigError
 
 CONNECT_S = 10.0
 MAX_BODY_BYTES = 16 << 20
+MAX_EVENT_BYTES = 1 << 20
+"""Of a line of a stream. No event is as long."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
+    @property
+    def url(self) -> str:
+        """As it may be written down: without a name and password that it was given with."""
+        return f"http{'s' if self.tls else ''}://{self.authority}{self.path}"
+
 
 def address_of(url: str, key: str | None = None) -> Address:
     """The server of an address as people write it, with or without `/v1`. Raises ConfigError."""
@@ -50,16 +57,20 @@ def address_of(url: str, key: str | None = None) -> Address:
         raise ConfigError(f"not an http:// or https:// address: {url}")
     path = parts.path.rstrip("/").removesuffix("/v1")
     tls = parts.scheme == "https"
-    return Address(parts.hostname, port or (443 if tls else 80), tls, path, key)
+    port = (443 if tls else 80) if port is None else port
+    return Address(parts.hostname, port, tls, path, key)
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
     prompt_tokens_details: _Details | None = None
 
 
@@ -119,6 +130,8 @@ class Connection(asyncio.Protocol):
         self._over: asyncio.Future[None] | None = None
         self._answer = Answer()
         self._stream = False
+        self._framed = False
+        self._done = False
         self._rest = b""
         self._body = bytearray()
 
@@ -147,6 +160,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self._answer = Answer(sent_s=time.perf_counter())
         self._stream, self._rest, self._body = stream, b"", bytearray()
+        self._framed = self._done = False
         try:
             await self._open()
             assert self._transport is not None
@@ -159,6 +173,9 @@ class Connection(asyncio.Protocol):
             self.close()
         except OSError as error:
             self._answer.error = f"cannot connect: {error.strerror or error}"
+            self.close()
+        except UnicodeError:  # a host name, path or key that cannot be sent
+            self._answer.error = "cannot connect: no address, or key, that can be sent"
             self.close()
 
     async def _open(self) -> None:
@@ -201,8 +218,15 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._over is not None and not self._over.done():
-            self._answer.error = "the connection broke off"
+            if exc is not None or not self._ends_with_connection():
+                self._answer.error = "the connection broke off"
             self._end()
+
+    def _ends_with_connection(self) -> bool:
+        """Whether that is how this answer says that it is whole: without a length of its own (RFC
+        9112, 6.3), and a stream by its last event."""
+        stopped = self._stream and self._answer.status == 200 and not self._done
+        return self._answer.status > 0 and not self._framed and not stopped
 
     # httptools' callbacks
 
@@ -212,6 +236,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"retry-after" and value.strip().isdigit():
             self._answer.retry_after_s = float(value)
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._framed = True
 
     def on_headers_complete(self) -> None:
         self._answer.status = self._parser.get_status_code()
@@ -225,6 +251,10 @@ class Connection(asyncio.Protocol):
         for line in lines:
             if line.startswith(b"data:"):
                 self._take(line[5:].strip())
+        if len(self._rest) > MAX_EVENT_BYTES:
+            self._answer.error = f"not understood: a line of more than {MAX_EVENT_BYTES} bytes"
+            self._end()
+            self.close()
 
     def on_message_complete(self) -> None:
         keep = self._parser.should_keep_alive()
@@ -241,6 +271,7 @@ class Connection(asyncio.Protocol):
 
     def _take(self, payload: bytes) -> None:
         if payload == b"[DONE]":
+            self._done = True
             return
         event = _DECODER.decode(payload)
         answer = self._answer

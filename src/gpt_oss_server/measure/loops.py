@@ -83,6 +83,8 @@ async def play(trial: Trial, asker: Asker, seconds: float) -> Measured:
     rows = tuple(row for row in loop.rows if row is not None)
     if not rows:
         raise StartupError(f"no answer came in {OVERTIME * seconds:.0f} s of {trial.name}")
+    if not any(math.isfinite(row.ttft_s) for row in rows):
+        raise StartupError(f"stopped at {trial.name}: no answer had any text that could be seen")
     return Measured(trial, (rows,))
 
 
@@ -118,7 +120,7 @@ async def _ask(loop: _Loop, asker: Asker, connection: Connection) -> None:
     place = len(loop.rows)
     loop.rows.append(None)
     answer = await asker.ask(connection, prompt, prompts.near(trial.output_tokens))
-    if not answer.complete:
+    if not answer.complete or not answer.prompt_tokens:
         loop.failed = loop.failed or answer
         return
     # An answer of tokens that have no text has no first one that anybody sees.

@@ -36,23 +36,33 @@ async def look(address: Address, model: str | None, admin_key: str | None) -> tu
     """
     connection = Connection(address)
     try:
-        listed = await _models(connection, address)
-        name = model or str(listed[0].get("id", ""))
-        chosen = next((one for one in listed if one.get("id") == name), listed[0])
-        served = Served("unknown", await _version(connection), name)
-        longest = chosen.get("max_model_len")
-        if isinstance(longest, int):
-            served = replace(served, max_model_len=longest)
-        stats = await _object(connection, "/stats")
-        if stats is not None and "gpu_routing" in stats:
-            return await _own(served, stats, address, admin_key, connection)
-        return await _other(served, connection), ""
+        return await _looked(address, model, admin_key, connection)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise StartupError(
+            f"what {address.url} says of itself is not understood ({type(error).__name__}: {error})"
+        ) from error
     finally:
         connection.close()
 
 
+async def _looked(
+    address: Address, model: str | None, admin_key: str | None, connection: Connection
+) -> tuple[Served, str]:
+    listed = await _models(connection, address)
+    name = model or str(listed[0].get("id", ""))
+    chosen = next((one for one in listed if one.get("id") == name), listed[0])
+    served = Served("unknown", await _version(connection), name)
+    longest = chosen.get("max_model_len")
+    if isinstance(longest, int) and longest > 0:
+        served = replace(served, max_model_len=longest)
+    stats = await _object(connection, "/stats")
+    if stats is not None and "gpu_routing" in stats:
+        return await _own(served, stats, address, admin_key, connection)
+    return await _other(served, connection), ""
+
+
 async def _models(connection: Connection, address: Address) -> list[dict[str, Any]]:
-    where = f"http{'s' if address.tls else ''}://{address.authority}{address.path}"
+    where = address.url
     status, body = await connection.get("/v1/models", TIMEOUT_S)
     if status == 0:
         raise StartupError(f"no server at {where}: {body.decode(errors='replace')}")

@@ -53,13 +53,16 @@ async def measure(
     wanted: Wanted,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    accept: Callable[[Served], None] = lambda served: None,
 ) -> Found:
-    """The whole session.
+    """The whole session. `accept` is told what the server says of itself before it is asked for
+    anything, and raises where that is of no use.
 
     Raises:
         StartupError: the server is not there, answers with errors, or turns a single client away.
     """
     served, remark = await look(wanted.address, wanted.model, wanted.admin_key)
+    accept(served)
     found = Found(served, remarks=[remark] if remark else [])
     if served.busy:
         found.remarks.append(

@@ -102,8 +102,9 @@ def server(
     )
     there = replace(SERVER, **changes)
     form = form_held(chosen, there, model.config)
-    asked = PlanRequest(machine, "bfloat16", form, experts=chosen.experts)
-    other = PlanRequest(machine, "bfloat16", "bf16" if form is None else "mxfp4")
+    dtype = "bfloat16" if chosen.dtype == "auto" else chosen.dtype
+    asked = PlanRequest(machine, dtype, form, experts=chosen.experts)
+    other = PlanRequest(machine, dtype, "bf16" if form is None else "mxfp4")
     plans = [make_plan(model.config, one) for one in (asked, other)]
     return Examined(chosen, there, model, None, *plans)
 

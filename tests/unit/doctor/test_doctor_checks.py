@@ -124,7 +124,7 @@ def said(seen: Examined) -> dict[str, str]:
         ),
         (server(torch=replace(CUDA, capabilities=((7, 5),))), {"mxfp4-kernels": "note"}),
         (server(torch=replace(CUDA, capabilities=((8, 0),))), {}),
-        (server(settings={"dtype": "float32"}), {"mxfp4-kernels": "note"}),
+        (server(settings={"dtype": "float32"}, gpu_gib=141), {"mxfp4-kernels": "note"}),
         (server(settings={"dtype": "float32", "experts": "triton"}), {}),
         (server(settings=THEIRS), {"mxfp4-kernels": "note"}),
         (server(settings=THEIRS, packages=HUB_KERNELS), {}),
@@ -174,6 +174,12 @@ def test_what_is_said(seen: Examined, expected: dict[str, str]) -> None:
             "MXFP4 kernels need triton 3.6 or newer: without, experts are held as bf16 (38.96 GiB "
             "in all)",
             "run make setup for triton; --experts torch keeps 4 bits on any GPU, and is slow",
+        ),
+        (
+            server(settings={"dtype": "float32"}, gpu_gib=141),
+            "MXFP4 kernels need a half type instead of float32: without, experts are held as "
+            "float32 (77.91 GiB in all)",
+            "leave --dtype at auto; --experts torch keeps 4 bits on any GPU, and is slow",
         ),
         (
             server(settings=THEIRS, torch=replace(CUDA, capabilities=((7, 0),))),

@@ -222,6 +222,33 @@ def test_experts_left_to_transformers(capsys: pytest.CaptureFixture[str]) -> Non
         assert sizes[mode] == plain["modes"][mode]["weights_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "form"),
+    [
+        ("--dtype float32", "float32"),
+        ("--dtype float32 --experts triton", "mxfp4"),
+        ("--dtype float32 --experts torch", "mxfp4"),
+        ("--dtype float32 --weights mxfp4", "mxfp4"),
+        ("--dtype float16", "mxfp4"),
+    ],
+)
+def test_four_bits_are_counted_where_the_engine_keeps_them(
+    flags: str, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kernels are chosen for half types: what is float32 is so altogether, unless it is told."""
+    argv = f"--model 20b --gpu-memory 80GiB --gpus 2 --json {flags}"
+    plan = json.loads(run(argv, capsys)[1])["plan"]
+    assert plan["weights"] == form
+    for mode in plan["modes"].values():
+        assert (sum(mode["weights_bytes"]) > 35 * GIB) == (form == "float32")
+
+
+def test_steps_have_a_token_for_every_sequence(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `serve` computes them where there are more sequences than tokens of a usual step."""
+    argv = "--model 20b --gpu-memory 80GiB --json --max-num-seqs 3000"
+    assert json.loads(run(argv, capsys)[1])["plan"]["max_batch_tokens"] == 3000
+
+
 def test_a_machine_that_cannot_keep_four_bits(
     machine: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

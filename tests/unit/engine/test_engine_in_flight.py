@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelined_core import NOWHERE, POISON, CoreConfig, PipelinedCore, said_alone
 
+from gpt_oss_server.engine.shortage import Shortage
 from gpt_oss_server.errors import EngineFailed
 from gpt_oss_server.memory.blocks import max_blocks_in_step
 
@@ -206,3 +207,46 @@ def test_a_want_of_memory_changes_no_token(data: st.DataObject) -> None:
     assert engine.said == {key: said_alone(*prompt) for key, prompt in prompts.items()}
     assert engine.core.stats().shortages == engine.runner.shortages
     assert engine.core.stats().jobs_too_large == 0
+
+
+def test_a_step_for_nothing_that_finds_no_memory_harms_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A guess was wrong, and there is no room to look at the step that went on with it: its one
+    sequence computes the token again, and is not taken for too large."""
+    engine = PipelinedCore(CoreConfig(depth=1, lookahead=True, blocks=60, prefix_caching=False))
+    runner = engine.runner
+    sample = runner.sample
+    refused = []
+
+    def scarce(sampling: list[object]) -> None:
+        if not any(sampling):
+            refused.append(len(sampling))
+            runner._flights.popleft()
+            raise Shortage("it is too large")
+        sample(sampling)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "sample", scarce)
+    engine.submit(0, [0, 1, 0], 30)
+    engine.drain()
+    assert refused
+    assert engine.failed == {}
+    assert engine.said == {0: said_alone([0, 1, 0], 30)}
+    assert engine.core.stats().jobs_too_large == 0
+
+
+def test_where_a_step_has_no_room_for_all_that_decode_they_take_turns() -> None:
+    """After a shortage one decodes at a time: nobody is ever two tokens behind another."""
+    engine = PipelinedCore(CoreConfig(depth=1, blocks=200, max_batch_tokens=48))
+    for key in range(6):
+        engine.submit(key, [0, 1, key % 2], 30)
+    while min(len(tokens) for tokens in engine.said.values()) < 2:
+        engine.step()
+    engine.runner.room = 1
+    before = {key: len(tokens) for key, tokens in engine.said.items()}
+    for _ in range(15):
+        engine.step()
+        gained = [len(tokens) - before[key] for key, tokens in engine.said.items()]
+        assert max(gained) - min(gained) <= 1
+    assert sum(gained) == 15
+    engine.drain()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,21 @@ import pytest
 import torch
 
 from engine_runs import job, run
-from gpt_oss_server.engine import outfit, single
+from gpt_oss_server.engine import outfit, profile, single
 from gpt_oss_server.engine.attention.interface import LayerKv, TorchWrites
 from gpt_oss_server.engine.core import EngineCore
 from gpt_oss_server.engine.graphs import DRIVER_BYTES, ladder
 from gpt_oss_server.engine.meter import Peak, make_meter
 from gpt_oss_server.engine.outfit import equip
 from gpt_oss_server.engine.profile import Limits, decode, mixed, wide
+from gpt_oss_server.engine.runner import Runner
+from gpt_oss_server.engine.shortage import Shortage
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step import StepInput
 from gpt_oss_server.errors import StartupError
 from gpt_oss_server.memory.activations import activations_of
 from gpt_oss_server.memory.architecture import shape_from_config
-from gpt_oss_server.memory.kv import plan_pools
+from gpt_oss_server.memory.kv import PoolGroup, PoolPlan, plan_pools
 from storage_meter import PeakBytes, StorageMeter
 from tiny_models import build, saved
 
@@ -240,6 +243,81 @@ def test_steps_that_do_not_fit_are_a_line(
         "weights; lower --max-batch-tokens or --max-num-seqs (OutOfMemoryError at "
     )
     assert "\n" not in str(caught.value)
+
+
+def test_a_small_step_that_does_not_fit_beside_the_pools_is_a_line(
+    folders: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pools of the user's size may leave nothing at all: the start ends, and says what to lower."""
+    folder = folders("llama", num_hidden_layers=2)
+    spec = spec_of(folder)
+    made = equip(spec, lambda _: None, lambda _: StorageMeter())
+
+    def full(*_: Any) -> None:
+        raise Shortage("OutOfMemoryError at somewhere")
+
+    monkeypatch.setattr(single.ModelRunner, "launch", full)
+    with pytest.raises(StartupError) as caught:
+        EngineCore(spec, outfit=made)
+    assert str(caught.value) == (
+        "too little memory on cpu: no step has room beside the KV cache; lower --kv-cache-memory "
+        "or --gpu-memory-utilization (OutOfMemoryError at somewhere)"
+    )
+
+
+def test_what_a_step_ahead_finds_in_memory_is_set_aside(folders: Callable[..., str]) -> None:
+    """Where the engine looks ahead, a step computes beside the logits of the one before it and the
+    log-probabilities of all its tokens. The bound is not of that, and stays a bound."""
+    folder = folders("gpt_oss", num_hidden_layers=2)
+    vocab_size, sequences = 256, 4
+    plain = equip(spec_of(folder), lambda _: None, lambda _: StorageMeter()).info
+    ahead = equip(spec_of(folder, lookahead=True), lambda _: None, lambda _: StorageMeter()).info
+    held = 2 * 4 * sequences * vocab_size
+    more = ahead.activations_peak_bytes - plain.activations_peak_bytes
+    assert held <= more <= 1.5 * held
+    assert ahead.activations_measured_bytes == plain.activations_measured_bytes
+
+
+def test_what_the_measured_runner_kept_is_handed_back(
+    folders: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tables and pools are gone before anyone asks the driver what is free: they are set aside
+    for once, not also missed."""
+    made: list[weakref.ref[Runner]] = []
+    alive: list[object] = []
+    measure = profile.measure
+
+    def noted(runner: Runner, *rest: Any) -> profile.Profile:
+        made.append(weakref.ref(runner))
+        return measure(runner, *rest)
+
+    monkeypatch.setattr(profile, "measure", noted)
+    monkeypatch.setattr(profile, "give_back", lambda _: alive.append(made[0]()))
+    equip(spec_of(folders("llama", num_hidden_layers=2)), lambda _: None, lambda _: StorageMeter())
+    assert alive == [None]
+
+
+@pytest.mark.parametrize("free_mib", [3, 1])
+def test_a_pool_that_leaves_too_little_is_told(
+    monkeypatch: pytest.MonkeyPatch, free_mib: int
+) -> None:
+    """Pools that fit, beside which a step does not, are warned of; such as fit not are refused."""
+    mib = 1 << 20
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_mib * mib, 80 * mib))
+    pool = PoolPlan((PoolGroup("full", None, (0,), 2, mib),), 32)
+    told: list[str] = []
+    cuda = torch.device("cuda", 1)
+    if free_mib == 1:
+        with pytest.raises(StartupError, match="choose a smaller --kv-cache-memory"):
+            outfit.check_pools(pool, cuda, 0, told.append)
+        return
+    outfit.check_pools(pool, cuda, mib, told.append)
+    assert told == []
+    outfit.check_pools(pool, cuda, mib + mib // 2, told.append)
+    assert told == [
+        "warning: steps may need 0.5 MiB more than the KV cache leaves of cuda:1: choose a smaller "
+        "--kv-cache-memory"
+    ]
 
 
 @pytest.mark.parametrize("eager", [False, True])

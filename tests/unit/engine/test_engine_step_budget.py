@@ -58,7 +58,8 @@ def test_the_budget_grows_back_in_doubles() -> None:
 
 
 def test_patience_doubles_while_memory_stays_short() -> None:
-    """Each shortage before the budget is whole again doubles the wait for the next try."""
+    """Each try that fails doubles the wait for the next one, until the budget was whole for as
+    long."""
     budget = StepBudget(1000)
     waits = []
     for _ in range(12):
@@ -72,10 +73,40 @@ def test_patience_doubles_while_memory_stays_short() -> None:
     assert waits == [min(steps, MOST_PATIENCE_STEPS) for steps in doubled]
     while budget.reduced:
         budget.passed()
+    for _ in range(MOST_PATIENCE_STEPS):
+        budget.passed()
     budget.shrink(0, 2)
     for _ in range(FIRST_PATIENCE_STEPS):
         budget.passed()
     assert budget.tokens == 2
+
+
+def test_how_deep_a_single_shortage_was_does_not_count() -> None:
+    """Halved eleven times in a row and at once short no more: each doubling comes as soon as after
+    a small shortage."""
+    budget = StepBudget(2048)
+    while budget.tokens > 1:
+        budget.shrink(0, budget.tokens)
+    seen = []
+    for _ in range(11 * FIRST_PATIENCE_STEPS):
+        budget.passed()
+        seen.append(budget.tokens)
+    assert seen[FIRST_PATIENCE_STEPS - 1 :: FIRST_PATIENCE_STEPS] == [2 << n for n in range(11)]
+
+
+def test_the_whole_is_tried_ever_more_rarely_where_only_half_of_it_fits() -> None:
+    """Memory that stays short by a little costs ever fewer failed steps: the budget was whole, and
+    was not for long."""
+    budget = StepBudget(2048)
+    failed = 0
+    for _ in range(10_000):
+        if budget.tokens > 1024:
+            failed += 1
+            budget.shrink(0, budget.tokens)
+        else:
+            budget.passed()
+    # At 0, and then after 16, 32, ... 4096 steps each.
+    assert failed == 10
 
 
 @given(

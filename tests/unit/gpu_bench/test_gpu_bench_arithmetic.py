@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_bench.figures import covered, hidden_share, quantile
+from gpu_bench.figures import covered, hidden_share, quantile, uncovered
 from gpu_bench.floors import Ceilings, decode_bytes, launches, prefill_s
 from gpu_bench.peer_sections import compared, relative
 from gpu_bench.shapes import config_of
@@ -76,19 +76,20 @@ def test_what_overlaps_is_covered_once() -> None:
     assert covered([]) == 0.0
 
 
+def test_what_is_between_intervals_is_not_covered() -> None:
+    """Between the first begin and the last end; nothing of nothing, or of what overlaps."""
+    assert uncovered([(4.0, 5.0), (0.0, 2.0), (1.0, 3.0), (7.5, 8.0)]) == 3.5
+    assert uncovered([(0.0, 2.0), (1.0, 3.0)]) == 0.0
+    assert uncovered([]) == 0.0
+
+
 @pytest.mark.parametrize(
-    ("step", "device", "host", "share"),
-    [
-        (5.0, 5.0, 1.0, 1.0),
-        (5.0, 4.9, 1.0, 0.9),
-        (5.0, 4.0, 1.0, 0.0),
-        (5.0, 1.0, 1.0, 0.0),
-        (5.0, 5.1, 2.0, 1.0),
-    ],
+    ("idle", "host", "share"),
+    [(0.0, 1.0, 1.0), (0.1, 1.0, 0.9), (1.0, 1.0, 0.0), (4.0, 1.0, 0.0), (0.0, 0.0, 1.0)],
 )
-def test_hidden_host_time(step: float, device: float, host: float, share: float) -> None:
+def test_hidden_host_time(idle: float, host: float, share: float) -> None:
     """All of it where the device never waits, none where it waits for all of it or more."""
-    assert hidden_share(step, device, host) == pytest.approx(share)
+    assert hidden_share(idle, host) == pytest.approx(share)
 
 
 def test_a_trace_becomes_kernels() -> None:
@@ -108,6 +109,24 @@ def test_a_trace_becomes_kernels() -> None:
     first, second, _ = found.table(2)
     assert (first["kernel"], first["launches"], first["microseconds"]) == ("b", 0.5, 10.0)
     assert second["share"] == round(12 / 28, 3)
+
+
+def test_pauses_inside_a_graph_are_no_waiting_for_the_host() -> None:
+    """All that one call began, by its correlation, was given at once: the device waits for the host
+    between calls only. Work without a number stands for itself."""
+    graph = [(0, 4), (6, 4), (12, 3)]
+    events = [
+        {"ph": "X", "cat": "kernel", "name": "a", "ts": ts, "dur": dur, "args": {"correlation": 7}}
+        for ts, dur in graph
+    ]
+    events += [
+        {"ph": "X", "cat": "kernel", "name": "b", "ts": 20, "dur": 1, "args": {"correlation": 8}},
+        {"ph": "X", "cat": "gpu_memcpy", "name": "c", "ts": 24, "dur": 2},
+        {"ph": "X", "cat": "gpu_memcpy", "name": "c", "ts": 27, "dur": 1},
+    ]
+    found = busy(events, DEVICE_WORK)
+    assert found.seconds == pytest.approx(15e-6)
+    assert found.idle_seconds == pytest.approx(9e-6)
 
 
 def test_rows_that_differ_are_told_with_their_margin() -> None:

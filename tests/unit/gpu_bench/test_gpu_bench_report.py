@@ -51,6 +51,19 @@ def test_every_section_is_a_method_of_its_host() -> None:
         assert callable(getattr(kinds[one.host.partition(":")[0]], one.method)), one.name
 
 
+def test_the_engine_allocates_as_it_does_where_it_serves() -> None:
+    """The benchmark's processes have the server's setting; whatever a user set stands."""
+    from gpu_bench import worker as ours
+
+    from gpt_oss_server.engine import worker as served
+
+    for before in ({}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}):
+        mine, other = dict(before), dict(before)
+        ours.settle_allocator(mine)
+        served.settle_allocator(other)
+        assert mine == other
+
+
 def decoded(batch: int, rate: float) -> dict[str, object]:
     figures = {"batch": batch, "context": 1024, "tokens_per_s": rate, "step_ms": 1.0}
     return {**figures, "step_p99_ms": 1.0, "windows": [rate]}
@@ -73,7 +86,8 @@ def records() -> dict[str, Record]:
         "generate:bf16": {"tokens_per_s": 23.0},
         "hidden:bf16": {
             "step_us": 5000.0,
-            "device_busy_us": 4990.0,
+            "device_busy_us": 4390.0,
+            "device_waits_us": 10.0,
             "host_us": 400.0,
             "launches": 296,
             "hidden": 0.975,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,21 @@ def compiled(function: str, capability: int, cache: Path) -> list[dict[str, Any]
     return reports
 
 
-def test_routers_compile(tmp_path: Path) -> None:
-    """For few tokens and many, choosing and only sorting."""
-    reports = compiled("expert_launches:routers", 90, tmp_path)
-    names = {"logits_kernel", "choose_kernel", "count_kernel", "sort_kernel"}
-    assert {report["name"] for report in reports} == names
+@pytest.mark.parametrize("capability", [80, 90])
+def test_routers_compile(tmp_path: Path, capability: int) -> None:
+    """For few tokens and many, choosing and only sorting, of 32 experts and of 128; and for no more
+    numbers of tokens than three, padded or not."""
+    reports = compiled("expert_launches:routers", capability, tmp_path)
+    assert Counter(report["name"] for report in reports) == {
+        "logits_kernel": 12,
+        "choose_kernel": 12,
+        "sort_kernel": 6,
+        "count_kernel": 2,
+        "_combine_kernel": 2,
+    }
     for report in reports:
         assert report["stack_bytes"] <= 16, report
+        assert report["shared_bytes"] <= SHARED_BYTES[capability], report
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -50,13 +59,13 @@ def test_plain_products_copy_wide(tmp_path: Path, capability: int) -> None:
     multiplies by warpgroups on Hopper."""
     reports = compiled("expert_launches:plain", capability, tmp_path)
     products = [report for report in reports if report["name"] == "_grouped_kernel"]
-    assert len(products) == 6  # of three batches, gated and not
+    assert len(products) == 10  # of five batches, gated and not
     for report in products:
         assert report["stack_bytes"] == 0, report
         assert report["shared_bytes"] <= SHARED_BYTES[capability], report
         assert report["wide_copies"] >= 16, report
     by_warpgroups = [report["warpgroup_products"] > 0 for report in products]
-    assert by_warpgroups.count(True) == (2 if capability == 90 else 0)
+    assert by_warpgroups.count(True) == (4 if capability == 90 else 0)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -65,9 +74,10 @@ def test_mxfp4_products_widen_in_registers(tmp_path: Path, capability: int) -> N
     registers: shared memory holds no more than four bits a number beside rows and scales."""
     reports = compiled("expert_launches:mxfp4", capability, tmp_path)
     products = [report for report in reports if report["name"] == "_mxfp4_kernel"]
-    assert len(products) == 6
+    assert len(products) == 10
     for report in products:
-        assert report["stack_bytes"] <= (0 if capability == 90 else 64), report
+        # On an A100 tiles of 64 rows are a few numbers more than there are registers.
+        assert report["stack_bytes"] <= (0 if capability == 90 else 160), report
         assert report["shared_bytes"] <= (1 << 16) + (1 << 15), report
         assert report["wide_copies"] >= 8, report
         assert (report["warpgroup_products"] > 0) == (capability == 90), report

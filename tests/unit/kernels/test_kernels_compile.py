@@ -40,10 +40,14 @@ def test_attention_compiles_to_wide_copies_and_products(capability: int, tmp_pat
     reports = compiled("attention_launches:attention", capability, tmp_path)
     names = [report["name"] for report in reports]
     assert names.count("_decode_kernel") == 2
-    assert names.count("_prefill_kernel") == 2
-    assert {"_tiles_kernel", "_split_kernel", "_merge_kernel"} < set(names)
+    assert names.count("_prefill_kernel") == 3
+    # Nothing more for other numbers of sequences, up to 512: two sizes of plans, of two kinds.
+    assert (names.count("_tiles_kernel"), names.count("_split_kernel")) == (3, 3)
+    assert names.count("_merge_kernel") == 2
     for report in reports:
-        assert report["stack_bytes"] == 0, report
+        # Of plans for hundreds of sequences two numbers, with Triton 3.9.
+        plan = report["name"] in ("_tiles_kernel", "_split_kernel")
+        assert report["stack_bytes"] <= (8 if plan else 0), report
         assert report["shared_bytes"] <= SHARED_BYTES[capability], report
         if report["name"] in ("_decode_kernel", "_prefill_kernel"):
             # Two stages of a tile of 64 keys and 64 values of 128 bytes.
@@ -53,9 +57,10 @@ def test_attention_compiles_to_wide_copies_and_products(capability: int, tmp_pat
             assert (report["warpgroup_products"] > 0) == (capability == 90), report
 
 
-def test_the_small_kernels_compile_without_narrow_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_small_kernels_compile_without_narrow_loads(capability: int, tmp_path: Path) -> None:
     """Rotation, KV write and norms read several numbers at a time and spill none."""
-    reports = compiled("attention_launches:around", 90, tmp_path)
+    reports = compiled("attention_launches:around", capability, tmp_path)
     names = {"_write_kernel", "_rotary_kernel", "_norm_kernel"}
     assert {report["name"] for report in reports} == names
     for report in reports:

@@ -187,3 +187,15 @@ def test_an_impossible_fleet() -> None:
     with pytest.raises(ConfigError, match="at least one replica"):
         Pool(ONE, 0)
     assert (MIXED.gpus, MIXED.name) == (6, "2×h100-tp1 + 1×h100-tp4")
+
+
+def test_a_failure_after_everybody_was_served_concerns_nobody() -> None:
+    """Nobody looks at an idle fleet until then, however late it is."""
+    asked = workload((0.0, 100, 10), (5.0, 100, 10))
+    fleet = Fleet((Pool(ONE, 1),))
+    failures = [Failure(0, 1e12, 1e12)]
+    found = simulate(asked, fleet, policy("round_robin"), failures=failures, sample_every_s=0.5)
+    assert found.counts()["served"] == 2
+    assert found.samples is not None
+    assert found.samples.at_s[-1] <= found.end_s
+    assert same(found, simulate(asked, fleet, policy("round_robin")))

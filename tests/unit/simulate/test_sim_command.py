@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -218,6 +221,15 @@ def test_a_sweep_finds_the_load_that_is_borne(capsys: pytest.CaptureFixture[str]
         (["--clients", "0"], 2, "--clients must be at least 1, not 0"),
         (["--clients", "2", "--sweep"], 2, "--sweep varies how fast requests come; with --clients"),
         (["--seeds", "0"], 2, "--seeds must be at least 1, not 0"),
+        (["--seeds", "1001"], 2, "--seeds must be at most 1000, not 1001"),
+        (["--seed", "-1"], 2, "--seed must be at least 0, not -1"),
+        (["--load", "1e-300"], 2, "mixed: played 1e-300 times as fast it would be over in"),
+        (["--load", "1e300"], 2, "mixed: played 1e+300 times as fast it would be over in"),
+        (["--duration", "1e12", "--rate", "1e-10"], 2, "mixed: played 1 times as fast"),
+        (["--slo", "inf:inf:0.05"], 2, "--slo inf:inf:0.05: a promise of any time is none"),
+        (["--slo", "inf:1:1e-300"], 2, "--slo: nobody is promised less than 1e-06 s"),
+        (["--fail", "0@" + "9" * 400], 2, "--fail 0@999"),
+        (["--pools", "9" * 5000 + "xtp1"], 2, "--pools 999"),
         (["--sample-every", "0"], 2, "--sample-every must be above 0, not 0"),
         (["--json", "-", "--html", "-"], 2, "only one of --json and --html can go to stdout"),
         (["--html", "/nowhere/x.html", *QUICK], 1, "--html: cannot write /nowhere/x.html: "),
@@ -232,3 +244,91 @@ def test_one_line_for_what_cannot_be(
     assert found == status
     assert err.startswith(f"error: {says}")
     assert err.count("\n") == 1
+
+
+def a_record(path: Path, *moments: float) -> Path:
+    """A short request at each moment."""
+    rows = "".join(f"{moment},100,10\n" for moment in moments)
+    path.write_text(f"arrival_s,input_tokens,output_tokens\n{rows}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--rate", "5"), "--rate is of a mix; a record has its own: --load plays it faster"),
+        (("--duration", "60"), "--duration is of a mix; a record has its own: --load"),
+        (("--rate", "nan"), "--rate must be a finite number, not nan"),
+        (("--seeds", "2"), "--seeds: all requests of t come at one moment: it has no variants"),
+        (("--json", "FILE"), "--workload and --json are the same file, "),
+    ],
+)
+def test_what_a_record_has_of_its_own_is_not_asked_of_it(
+    argv: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said, not passed over; and the record is never written over."""
+    path = a_record(tmp_path / "t.csv", 3.0, 3.0)
+    before = path.read_text()
+    given = [str(path) if word == "FILE" else word for word in argv]
+    status, _, err = simulate(capsys, "--workload", str(path), *given)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {says}")
+    assert path.read_text() == before
+
+
+def test_classes_of_long_prompts_keep_names_of_their_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Bounds of seven digits that differ in the last one are two classes."""
+    slo = "1048576:2:0.05,1048577:2:0.05,inf:10:0.05"
+    found = json.loads(simulate(capsys, *QUICK, "--slo", slo, "--json", "-")[1])
+    names = [one["name"] for one in found["inputs"]["slo"]["classes"]]
+    assert names == ["≤1048576", "≤1048577", "≤inf"]
+    assert set(found["policies"]["earliest_completion"]["curves"]) == set(names)
+
+
+def test_names_that_are_no_text_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file's name is bytes: what of it is no text is written as what it is."""
+    path = a_record(Path(os.fsdecode(os.fsencode(tmp_path / "t") + b"\xff.csv")), 0.0, 1.0)
+    status, out, err = simulate(capsys, "--workload", str(path), "--html", "-")
+    assert (status, err) == (0, "")
+    assert "t\\udcff" in out
+
+
+def test_a_replica_that_is_back_at_once_is_not_drawn_as_dead(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A failure of no time is none; of some, it is."""
+    pages = [simulate(capsys, *QUICK, "--fail", f"0@5+{s}", "--html", "-")[1] for s in (0, 5)]
+    assert ["<title>down</title>" in page for page in pages] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("errors", "status", "says"),
+    [(None, 0, "2\\xd7h100-tp1"), (errno.ENOSPC, 1, "error: cannot write to stdout: No space")],
+)
+def test_a_poor_terminal_is_no_bug(
+    errors: int | None,
+    status: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Letters that it has not are spelt out; that nothing more can be written is said."""
+
+    class Poor(io.TextIOWrapper):
+        def flush(self) -> None:
+            if errors is not None:
+                raise OSError(errors, os.strerror(errors))
+            super().flush()
+
+    stdout = Poor(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stdout)
+    found = cli.main(["simulate", *QUICK])
+    errors = None
+    stdout.flush()
+    stdout.seek(0)
+    assert found == status
+    assert says in stdout.read() + capsys.readouterr().err

@@ -128,3 +128,10 @@ def test_what_cannot_be_is_said(call: object, says: str) -> None:
     """A ConfigError that names it."""
     with pytest.raises(ConfigError, match=says):
         call()  # type: ignore[operator]
+
+
+def test_a_variant_of_a_record_with_a_pause_has_requests() -> None:
+    """However unlikely: a draw of nothing but the pause is no workload."""
+    moments = [float(n) for n in range(20)] + [50_000.0 + n for n in range(20)]
+    record = workload_of("t", [Request(moment, 10, 10) for moment in moments])
+    assert all(resampled(record, seed).requests_per_s > 0 for seed in range(60))

@@ -31,6 +31,7 @@ def test_the_file_says_what_to_run() -> None:
     document = fleet_document("120b", MIXED, Rule("length_ranges", (5000,)), "inf:10:0.05")
     text = fleet_yaml(document, ["made by a test"])
     assert text.startswith("# made by a test\nmodel: 120b\n")
+    assert yaml.safe_load(fleet_yaml(document, ["two\nlines"])) == document
     assert yaml.safe_load(text) == {
         "model": "120b",
         "served_by": "own",
@@ -120,6 +121,26 @@ def test_a_balancer_relays_streams_as_they_come() -> None:
     text = "\n".join(balancer_lines([8001, 8002]))
     assert "least_conn; server 127.0.0.1:8001; server 127.0.0.1:8002;" in text
     assert "proxy_buffering off;" in text
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("least_request", "{ least_conn; server"),
+        ("round_robin", "{ server"),
+        ("random", "{ random; server"),
+        ("power_of_two", "{ random two least_conn; server"),
+        ("earliest_completion", "{ least_conn; server"),
+    ],
+)
+def test_a_balancer_does_what_was_played(rule: str, says: str) -> None:
+    """By its own words; what it does not know is done by fewest requests."""
+    assert says in balancer_lines([8001], rule)[0]
+
+
+def test_a_type_of_ones_own_is_named_by_its_file() -> None:
+    """Its name alone means nothing to `simulate`."""
+    assert pools_text(MIXED, {"h100": "my.yaml"}) == "4xtp1@my.yaml+2xtp2@my.yaml"
 
 
 @pytest.mark.parametrize("machine_gpus", [2, 4, 8])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
 
 import pytest
 from plan_builders import made
@@ -124,3 +126,35 @@ def test_a_machine_has_gpus() -> None:
     """None is an error."""
     with pytest.raises(ConfigError, match="a machine has at least one GPU, not 0"):
         parse_gpus("8", machine_gpus=0)
+
+
+def test_two_types_of_one_name_are_told(tmp_path: Path) -> None:
+    """Else one would be taken for the other. The same type twice is one."""
+    mine = tmp_path / "mine.yaml"
+    source = resources.files("gpt_oss_server.simulate.cost") / "gpus" / "h100.yaml"
+    mine.write_text(source.read_text().replace("85520809984", "42949672960"))
+    with pytest.raises(ConfigError, match="two types are called h100"):
+        parse_gpus(f"4@h100+4@{mine}")
+    assert parse_gpus(f"4@{mine}+4@{mine}").name == "8 h100"
+
+
+def test_there_are_not_any_number_of_gpus() -> None:
+    """Every way to lay them out is gone through."""
+    with pytest.raises(ConfigError, match="--gpus 5000@h100: at most 4096 can be planned"):
+        parse_gpus("5000")
+
+
+def test_more_layouts_than_can_be_gone_through() -> None:
+    """It is said at once, not after an hour."""
+    inventory = parse_gpus("512@h100+512@h200")
+    replicas = [replica(tp=tp, gpu=gpu) for gpu in ("h100", "h200") for tp in (1, 2, 4, 8)]
+    with pytest.raises(ConfigError, match=r"more than 200,000 layouts of 512 h100 . 512 h200"):
+        list(fleets(inventory, replicas))
+
+
+def test_fewer_gpus_than_a_replica_has_make_no_fleet() -> None:
+    """Of one type, or beside another, on which there is one."""
+    pairs, single = replica(tp=2), replica(gpu="h200")
+    assert list(fleets(parse_gpus("1"), [pairs])) == []
+    found = fleets(parse_gpus("1@h100+1@h200"), [pairs, single])
+    assert [fleet.name for fleet in found] == ["1×h200-tp1"]

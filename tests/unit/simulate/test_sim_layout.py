@@ -48,6 +48,18 @@ def test_a_type_that_is_none(content: object, says: str) -> None:
         parse_gpu("x", content)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("source: 2026-02-30", "day is out of range for month"), ("[" * 5000, "recursion")],
+)
+def test_a_file_that_cannot_be_read_as_yaml(text: str, says: str, tmp_path: Path) -> None:
+    """A date that there is not, brackets without end: one line, by the file's name."""
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^gpu .*odd.yaml: .*{says}"):
+        gpu_type(str(path))
+
+
 def test_an_unknown_type_lists_the_known() -> None:
     """The error says what there is."""
     with pytest.raises(ConfigError, match="unknown GPU type v100: use one of a100, b200"):

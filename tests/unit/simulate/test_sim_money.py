@@ -65,6 +65,7 @@ def test_prices_can_be_given(tmp_path: Path) -> None:
         ("h100", "--price h100: write TYPE=PRICE"),
         ("h100=cheap", "--price h100: cheap is no number"),
         ("h100=inf", "--price h100: inf is no price"),
+        ("h100=1e308", "--price h100: 1e308 is no price"),
         ("=3", "--price =3: write TYPE=PRICE"),
         ("nowhere.yaml", "--price: cannot read nowhere.yaml"),
     ],
@@ -83,6 +84,9 @@ def test_a_price_that_is_none_is_refused(given: str, says: str) -> None:
         ("per_gpu_hour: {h100: x}", "h100: x is no number"),
         ("per_gpu_hour: {}\nvat: 7", "unknown field vat"),
         ("a: [", "while parsing"),
+        ("date: 2026-02-30\nper_gpu_hour: {h100: 2}", "day is out of range for month"),
+        ("[" * 5000, "recursion"),
+        ("per_gpu_hour: {h100: " + "9" * 400 + "}", "is no number"),
     ],
 )
 def test_a_price_file_that_is_none_is_refused(tmp_path: Path, text: str, says: str) -> None:

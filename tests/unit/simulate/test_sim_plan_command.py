@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,25 @@ def test_a_budget_that_is_over_is_said(capsys: pytest.CaptureFixture[str]) -> No
         (["--gpus", "8", "--seeds", "0"], 2, "--seeds must be at least 1, not 0"),
         (["--gpus", "8", "--budget-s", "0"], 2, "--budget-s must be above 0, not 0"),
         (["--gpus", "8", "--jobs", "0"], 2, "--jobs must be at least 1, not 0"),
+        (["--gpus", "8", "--jobs", "999"], 2, "--jobs must be at most 256, not 999"),
+        (["--gpus", "8", "--seed", "-1"], 2, "--seed must be at least 0, not -1"),
+        (["--gpus", "8", "--load", "2"], 2, "--load is a multiple of a record's own pace"),
+        (["--gpus", "8", "--admission", "engine"], 2, "--admission engine: this server reserves"),
+        (
+            ["--gpus", "8", "--engine", "vllm", "--prefill-order", "shortest"],
+            2,
+            "--prefill-order shortest: vLLM takes all that come, in order of arrival",
+        ),
+        (
+            ["--gpus", "8", "--engine", "vllm", "--max-waiting", "9"],
+            2,
+            "--max-waiting 9: vLLM takes all that come, in order of arrival",
+        ),
+        (
+            ["--gpus", "8", "--current", "2xtp2-pp2"],
+            2,
+            "this server's modes are tensor or pipeline",
+        ),
         (["--gpus", "8", "--rate", "0"], 2, "--rate must be above 0, not 0"),
         (["--gpus", "8", "--load", "0"], 2, "--load must be above 0, not 0"),
         (["--gpus", "8", "--machine-gpus", "0"], 2, "a machine has at least one GPU, not 0"),
@@ -153,6 +174,7 @@ def test_a_budget_that_is_over_is_said(capsys: pytest.CaptureFixture[str]) -> No
         (["--gpus", "8", "--slo", "inf:1"], 2, "--slo inf:1: write TOKENS:TTFT_S:TPOT_S"),
         (["--gpus", "8", "--current", "8xtp3"], 2, "64 attention heads cannot be split over 3"),
         (["--gpus", "8", "--current", "8xtp1/best"], 2, "unknown policy best"),
+        (["--gpus", "8", "--current", "x"], 2, "--current x: write COUNTxtpN"),
         (["--gpus", "8", "--yaml", "-", "--json", "-"], 2, "only one of --yaml and --json"),
         (
             ["--gpus", "1@rtx4090"],
@@ -202,3 +224,71 @@ def test_every_flag_is_on_the_page() -> None:
     assert set(told) == set(known)
     for flag in ("--machine-gpus", "--engine", "--workload", "--seeds", "--seed", "--budget-s"):
         assert told[flag] == str(known[flag]).removesuffix(".0")
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_the_commands_that_are_printed_can_be_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`serve` takes each, with the engine's limits that were simulated; `simulate` plays the same
+    requests on the same replicas, of a type that only a file knows, at the pace that was asked
+    for."""
+    gpu = tmp_path / "mine.yaml"
+    packaged = resources.files("gpt_oss_server.simulate.cost") / "gpus" / "h200.yaml"
+    gpu.write_text(packaged.read_text().replace("name: h200", "name: mine"))
+    log = a_log(tmp_path / "log.csv")
+    limits = ("--max-num-seqs", "32", "--max-batch-tokens", "1024", "--max-wait-s", "5")
+    argv = ("--gpus", f"3@{gpu}", *QUICK, *FEW, *limits, "--workload", str(log), "--rate", "2")
+    status, out, _ = plan(capsys, *argv, "--price", "none")
+    assert status == 0
+    lines = [line.strip() for line in out.splitlines()]
+    serves = [shlex.split(line.removesuffix("&")) for line in lines if " serve --model " in line]
+    assert serves
+    for words in serves:
+        given = vars(cli.build_parser().parse_args(words[2:]))
+        assert (str(given["max_num_seqs"]), str(given["max_batch_tokens"])) == ("32", "1024")
+        assert float(given["max_wait_s"]) == 5.0
+    closer = shlex.split(lines[lines.index("Look closer:") + 1])
+    assert closer[:2] == ["gpt-oss-server", "simulate"]
+    assert cli.main([*closer[1:], "--json", "-"]) == 0
+    played = json.loads(capsys.readouterr().out)
+    assert played["workload"]["requests_per_s"] == pytest.approx(2.0)
+    assert {pool["gpu"]["name"] for pool in played["inputs"]["fleet"]["pools"]} == {"mine"}
+    assert played["inputs"]["fleet"]["pools"][0]["engine"]["max_num_seqs"] == 32
+
+
+def test_prompts_that_no_replica_holds_are_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only that the promise to their class cannot be kept."""
+    log = a_log(tmp_path / "log.csv", 40)
+    log.write_text(log.read_text() + "".join(f"{40 + i}.0,150000,10\n" for i in range(3)))
+    status, _, err = plan(capsys, "--gpus", "2@h100", *QUICK, "--workload", str(log))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--slo: no layout keeps what class long is promised" in err
+    assert "; 3 of 3 that were looked at are longer than the 131,072 tokens that any" in err
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_the_fewest_of_a_type_that_needs_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One L40S holds nothing: it is one of the parts that are gone through for the fewest."""
+    log = a_log(tmp_path / "log.csv")
+    status, out, err = plan(capsys, "--gpus", "4@l40s", *QUICK, *FEW, "--workload", str(log))
+    assert (status, err) == (0, "")
+    assert "Fewest GPUs that keep the promises at this pace, in what is played: 2 (1×tp2, " in out
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_no_part_is_said_to_do_what_all_gpus_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A burst that only the whole record has: what all GPUs do not keep, no fewer do."""
+    log = tmp_path / "log.csv"
+    rows = "".join(f"{0 if i < 900 else i},100,10\n" for i in range(1900))
+    log.write_text(f"arrival_s,input_tokens,output_tokens\n{rows}")
+    status, out, err = plan(capsys, "--gpus", "1@h100", *QUICK, *FEW, "--workload", str(log))
+    assert (status, err) == (0, "")
+    assert "The promises are not kept at this pace: 1 h100 are too few." in out
+    assert "Fewest GPUs" not in out

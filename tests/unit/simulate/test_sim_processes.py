@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from plan_builders import candidate, fleet
 from sim_builders import replica
 
-from gpt_oss_server.commands.trial_processes import ProcessRunner
+from gpt_oss_server.commands.trial_processes import ProcessRunner, _uninterrupted
 from gpt_oss_server.errors import ConfigError, StartupError
 from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
 from gpt_oss_server.simulate.plan.rules import Rule
@@ -64,3 +66,29 @@ def test_a_verdict_has_what_was_asked_for() -> None:
     assert 0.0 < verdict.busy_share < 1.0
     assert (verdict.lost, verdict.cached_share) == ({}, 0.0)
     assert fleet((2, 1)).gpus == 2
+
+
+def test_a_process_that_is_gone_is_sent_nothing() -> None:
+    """One that ended while it had nothing to do is noticed when it gets something."""
+    with ProcessRunner(PLAYER, 1) as there:
+        (worker,) = there._workers
+        worker.kill()
+        worker.join()
+        with pytest.raises(StartupError, match="ended by itself"):
+            there.submit(Trial(candidate((1, 1)), "base", 1.0))
+
+
+def test_processes_hear_no_interrupt_before_they_can_ignore_it() -> None:
+    """It is held back while one is started, and no longer."""
+    nothing: set[signal.Signals] = set()
+    with _uninterrupted():
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, nothing)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, nothing)
+
+
+def test_only_what_was_answered_is_paid_for() -> None:
+    """A prompt that no replica holds makes no tokens, and so none cheaper."""
+    asked = workload_of("t", [Request(0.0, 100, 10), Request(1.0, 100, 10), Request(1.0, 10**6, 9)])
+    verdict = Player({"base": asked}, Slo()).play(Trial(candidate((1, 1)), "base", 1.0))
+    assert (verdict.input_tokens_s, verdict.output_tokens_s) == (200.0, 20.0)
+    assert verdict.lost == {"refused": 1}

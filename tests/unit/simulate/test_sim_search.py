@@ -114,6 +114,18 @@ def test_the_simpler_of_equals_is_proposed() -> None:
     assert what.proposed.no_worse
 
 
+def test_simplicity_costs_nothing_on_the_traffic_as_it_was_given() -> None:
+    """As good on the mean, and yet a tenth below the best where nothing was drawn: not proposed."""
+    scatter = {"base": 0.91, "draw 1": 1.02, "draw 2": 1.02, "draw 3": 1.02}
+    rows = {**PLAIN_ROWS, "4×tp2": (9.0, 6.9, 5.0)}
+    what, _ = found(table(rows, {"4×tp2": scatter}))
+    uniform = what.uniform
+    assert uniform is not None
+    assert uniform.no_worse
+    assert uniform.relative >= 0.98
+    assert named(what.proposed.candidate) == "4×tp1 + 2×tp2, earliest_completion"
+
+
 def test_what_chance_may_explain_is_marked_but_not_given_up_for() -> None:
     """Five per cent less on the mean of draws that scatter by twenty: no worse within noise, and
     still not proposed."""

@@ -138,3 +138,11 @@ def test_long_answers_lengthen_the_stretch_within_limits() -> None:
     assert longer == int(1.2 * plain)
     endless = effort(90.0, [4], 10, 2, settles_requests=1e9).base_requests
     assert endless == int(STRETCH * plain)
+
+
+def test_what_comes_at_one_moment_is_no_stretch() -> None:
+    """It has no pace: the busiest is taken of those that last."""
+    record = workload(*[(0.0, 100, 10)] * 60, *[(10.0 + i, 100, 10) for i in range(80)])
+    found = busiest(record, 50, tokens)
+    assert len(found.requests) == 50
+    assert found.requests_per_s > 0

@@ -279,3 +279,88 @@ def test_impossible_workloads(make: object, says: str) -> None:
     """Refused by name."""
     with pytest.raises(ConfigError, match=says):
         make()  # type: ignore[operator]
+
+
+def test_a_long_answer_turns_no_clock_back(tmp_path: Path) -> None:
+    """A line is written when a request ends: one of half an hour came half an hour before it."""
+    path = lines(
+        tmp_path / "server.log",
+        ended("2024-01-01T12:00:00.000Z", 100, 1000.0),
+        ended("2024-01-01T12:40:00.000Z", 200, 1_800_000.0),
+        ended("2024-01-01T12:40:01.000Z", 300, 1000.0),
+    )
+    read = read_workload(path)
+    assert [(r.arrival_s, r.input_tokens) for r in read.requests] == [
+        (0.0, 100),
+        (601.0, 200),
+        (2401.0, 300),
+    ]
+    assert read.problems.total == 0
+
+
+def test_what_a_log_cannot_mean_is_counted(tmp_path: Path) -> None:
+    """A request that ended before it came is skipped; one of several answers is played as one."""
+    path = lines(
+        tmp_path / "server.log",
+        ended("2024-01-01T12:00:00.000Z", 100, -1000.0),
+        ended("2024-01-01T12:00:05.000Z", 200, 1000.0, n=3),
+        ended("2024-01-01T12:00:06.000Z", 200, 1000.0, n=1),
+    )
+    read = read_workload(path)
+    assert len(read.requests) == 2
+    assert read.problems.lines() == [
+        "1 × negative e2e_ms (line 1)",
+        "1 × several answers, played as one (line 2)",
+    ]
+
+
+def test_hashes_of_less_than_the_prompt_are_counted(tmp_path: Path) -> None:
+    """The rest of the prompt is new to every cache; a prompt's last, partial stretch needs none."""
+    rows = [
+        {"timestamp": 1000 * place, "input_length": 1500, "output_length": 9, "hash_ids": hashes}
+        for place, hashes in enumerate(([1, 2], [1], [], [1, 2, 3]))
+    ]
+    read = read_workload(lines(tmp_path / "t.jsonl", *rows))
+    assert len(read.requests) == 4
+    assert read.problems.lines() == [
+        "1 × hashes of less than the prompt (request 2: the rest is new)"
+    ]
+
+
+def test_hashes_too_deep_to_be_read_are_counted(tmp_path: Path) -> None:
+    """Whatever stands in the column."""
+    path = tmp_path / "t.csv"
+    path.write_text(
+        f'arrival_s,input_tokens,output_tokens,hash_ids\n0,5,5,"{"[" * 100_000}"\n1,5,5,\n'
+    )
+    read = read_workload(path)
+    assert (len(read.requests), read.problems.counts) == (1, {"unreadable hash_ids": 1})
+
+
+def test_packed_logs_are_said_to_be(tmp_path: Path) -> None:
+    """As rotation leaves them."""
+    with pytest.raises(StartupError, match="it is packed, by its name: unpack it first"):
+        read_workload(tmp_path / "server.log.1.gz")
+
+
+def test_a_coarse_clock_fills_no_pause(tmp_path: Path) -> None:
+    """What came in the last tick before ten hours of nothing came in that tick."""
+    moments = [place // 4 for place in range(40)] + [36_000 + place // 4 for place in range(40)]
+    read = read_workload(lines(tmp_path / "t.jsonl", *({**GOOD, "arrival_s": m} for m in moments)))
+    assert set(read.problems.counts) == {"coarse clock", "gap"}
+    assert read.requests[39].arrival_s < 9 + 10
+    assert read.requests[40].arrival_s >= 36_000
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e300])
+def test_loads_beyond_all_sense_are_refused(factor: float) -> None:
+    """Moments could no longer be told apart."""
+    asked = workload_of("t", [Request(float(s), 10, 10) for s in range(11)])
+    with pytest.raises(ConfigError, match=r"t: played 1e.300 times as fast it would be over in"):
+        asked.at_load(factor)
+
+
+def test_rare_requests_take_no_time_to_make() -> None:
+    """Some in a thousand million years: nothing is counted off second by second."""
+    made = make_workload("chat", requests_per_s=1e-15, duration_s=3e16, seed=1)
+    assert 5 < len(made.requests) < 100

@@ -22,7 +22,8 @@ _WAYS = 16
 _ROUNDS = 8
 _BLOCK = 256
 _PROGRAMS = 256
-_MOST_PARTS = 64
+# Programs per row: few numbers, because each is compiled.
+_PARTS = (64, 16, 4, 2)
 
 
 @triton.jit
@@ -144,5 +145,4 @@ def _width(turn: int) -> int:
 
 def _parts(rows: int) -> int:
     """Programs per row, so that a device is full."""
-    wanted = max(1, min(_MOST_PARTS, _PROGRAMS // rows))
-    return 1 << (wanted.bit_length() - 1)
+    return next((parts for parts in _PARTS if parts * rows <= _PROGRAMS), _PARTS[-1])

@@ -27,7 +27,10 @@ import triton.language as tl
 RECORD = 8
 UNIT = 4
 # Elements of the comparison matrix one program of a plan holds in registers.
-_PLAN_CELLS = 8192
+_PLAN_CELLS = 4096
+# Sequences, or tiles, that a program is compiled for: two sizes, because whoever is served when
+# another must be compiled waits for it.
+_FEW, _MANY = 128, 512
 
 
 @triton.jit(do_not_specialize=["num_seqs", "capacity"])
@@ -155,8 +158,7 @@ def find_tiles(
     the number of tiles: R for `thin`, else T / queries_per_tile + R at most. One launch.
     """
     num_seqs = len(seq_lens)
-    seqs = triton.next_power_of_2(num_seqs)
-    part = max(1, min(triton.next_power_of_2(capacity), _PLAN_CELLS // seqs))
+    seqs, part = _padded(num_seqs)
     tiles = torch.empty(capacity, RECORD, dtype=torch.int32, device=seq_lens.device)
     _tiles_kernel[(triton.cdiv(capacity, part),)](
         query_start,
@@ -178,8 +180,7 @@ def split(tiles: Work, *, window: int | None, target: int, least_chunk: int, kv_
     more than `least_chunk` keys is not cut, and pieces are even. One launch."""
     num_tiles = len(tiles.items)
     capacity = num_tiles + target
-    padded = triton.next_power_of_2(num_tiles)
-    part = max(1, min(triton.next_power_of_2(capacity), _PLAN_CELLS // padded))
+    padded, part = _padded(num_tiles)
     device = tiles.items.device
     items = torch.empty(capacity, RECORD, dtype=torch.int32, device=device)
     units = torch.empty(num_tiles, UNIT, dtype=torch.int32, device=device)
@@ -198,3 +199,9 @@ def split(tiles: Work, *, window: int | None, target: int, least_chunk: int, kv_
         num_warps=4,
     )
     return Work(items, units, tiles.queries_per_tile)
+
+
+def _padded(count: int) -> tuple[int, int]:
+    """What so many sequences or tiles are padded to, and how many records a program writes."""
+    padded = _FEW if count <= _FEW else max(_MANY, triton.next_power_of_2(count))
+    return padded, max(1, _PLAN_CELLS // padded)

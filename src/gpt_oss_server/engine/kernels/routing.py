@@ -8,9 +8,9 @@ A pair is one token with one of its `k` experts; pair `t * k + j` is token t's j
 sorted by expert are the rows that grouped products work on (`grouped`, `mxfp4`), and since no
 count may leave the device, the grid of those products is the most tiles that any distribution can
 need, and each program finds in `Routing.tiles` whose rows it has. Everything is of a size that
-follows from the number of tokens alone, so a captured graph replays with any choice of experts;
-no kernel is compiled anew for another number of tokens, but for the powers of two among the
-smallest.
+follows from the number of tokens alone, so a captured graph replays with any choice of experts.
+Kernels are compiled for three classes of numbers of tokens: whoever is served when another must be
+compiled waits for it.
 
 Launches: two up to `SMALL_TOKENS` tokens (partial logits over splits of the hidden size, so that
 one token's router is read by many multiprocessors; then all else in one program), four above.
@@ -42,11 +42,13 @@ from gpt_oss_server.engine.kernels.usable import interpreted
 SMALL_TOKENS = 64
 """Up to so many tokens one program chooses and sorts."""
 _BLOCK_TOKENS = 32
+_FEWEST_TOKENS = 16
 _LEAST_DOT = 16
 _TILE_FIELDS = 3
 _LOGITS_DEPTH = 64
-_LOGITS_PROGRAMS = 32
-"""So many programs share the router's weights in a small step."""
+_LOGITS_SPLITS = {16: 32, 64: 8, 32: 4}
+"""By `_block_of`: the most parts that the hidden size is divided into, so that enough programs
+share the reading and few sums are left to be added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +176,8 @@ def _partial_logits(
     experts = weight.shape[0]
     block = _LEAST_DOT if tokens <= SMALL_TOKENS else _BLOCK_TOKENS
     blocks = triton.cdiv(tokens, block)
-    # Few different numbers of splits: each is compiled.
-    wanted = max(1, _LOGITS_PROGRAMS // triton.next_power_of_2(blocks))
-    span = triton.cdiv(triton.cdiv(width, wanted), _LOGITS_DEPTH) * _LOGITS_DEPTH
+    parts = _LOGITS_SPLITS[_block_of(tokens)]
+    span = triton.cdiv(triton.cdiv(width, parts), _LOGITS_DEPTH) * _LOGITS_DEPTH
     splits = triton.cdiv(width, span)
     partial = torch.empty(splits, tokens, experts, dtype=torch.float32, device=hidden.device)
     logits_kernel[(blocks, splits)](
@@ -240,8 +241,9 @@ def _histogram(blocks: int, experts: int, device: torch.device) -> torch.Tensor:
 
 def _block_of(tokens: int) -> int:
     """Tokens per program."""
-    small = triton.next_power_of_2(tokens)
-    return int(small) if tokens <= SMALL_TOKENS else _BLOCK_TOKENS
+    if tokens <= _FEWEST_TOKENS:
+        return _FEWEST_TOKENS
+    return SMALL_TOKENS if tokens <= SMALL_TOKENS else _BLOCK_TOKENS
 
 
 def _tile_block(wide: int) -> int:

@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import torch
 
 from gpt_oss_server.engine.attention.interface import (
@@ -44,12 +45,15 @@ from gpt_oss_server.engine.outfit import (
     shape_of,
 )
 from gpt_oss_server.engine.outfit import read_config as read_config_file
+from gpt_oss_server.engine.phases import Phases, summary
 from gpt_oss_server.engine.ranks.device_map import DeviceMap, device_map, flat, offload_warning
 from gpt_oss_server.engine.ranks.skeleton import skeleton
 from gpt_oss_server.engine.ranks.spread import load_spread
-from gpt_oss_server.engine.runner import Runner, make_backend, sample_live, spoiled
-from gpt_oss_server.engine.sampler import Sampled, Sampler
+from gpt_oss_server.engine.runner import NOTHING, Runner, live_rows, make_backend, spoiled
+from gpt_oss_server.engine.sampler import Drawn, Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence as Seq
+from gpt_oss_server.engine.shortage import give_back, shortage_of
+from gpt_oss_server.engine.single import sampler_of
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step import StepInput, StepLayout, to_device
 from gpt_oss_server.engine.step_cost import step_cost
@@ -83,7 +87,9 @@ def equip_spread(spec: EngineSpec, progress: Progress) -> Outfit | torch.device:
     line = None if spec.experts == "transformers" else wide_line(choice, dtype)
     if line is not None:
         progress(line)
-    loaded = load_spread(spec, blank, dtype, found, modules, choice, progress)
+    phases = Phases()
+    with phases.during("load"):
+        loaded = load_spread(spec, blank, dtype, found, modules, choice, progress)
     model = loaded.model
     observed, devices = observe(model, found.main)
     file = read_config_file(spec)
@@ -92,21 +98,31 @@ def equip_spread(spec: EngineSpec, progress: Progress) -> Outfit | torch.device:
         progress(f"warning: {line}")
     bounds = bounds_of(spec, file, loaded)
     progress("allocating the KV pools")
-    plan = _plan(spec, loaded, shape, devices, bounds.batch_tokens, bounds.activations_bytes)
-    backend = make_backend(spec.attention_backend, spec.block_size, devices, progress)
-    layers = allocate_layers(plan, shape, spec.block_size, dtype, devices)
+    with phases.during("pools"):
+        plan = _plan(spec, loaded, shape, devices, bounds.batch_tokens, bounds.activations_bytes)
+        backend = make_backend(spec.attention_backend, spec.block_size, devices, progress)
+        layers = allocate_layers(plan, shape, spec.block_size, dtype, devices)
+    progress(f"start-up: {summary(phases.passed)}")
 
     def make_runner(guides: Guides) -> Runner:
-        sampler = Sampler(loaded.vocab_size, found.main, guides)
-        return SpreadRunner(loaded, layers, backend, sampler, spec.block_size)
+        return SpreadRunner(loaded, layers, backend, sampler_of(loaded, guides), spec.block_size)
 
     ranks = held_by_device(model, found, layers, devices, plan)
     info = info_of(spec, loaded, bounds, plan, backend.name, ranks)
+    info = msgspec.structs.replace(info, startup=phases.passed)
     return Outfit(info, step_cost(loaded.active_parameters, shape), make_runner)
 
 
+class _Outcome(NamedTuple):
+    """A step that is computed and sampled from."""
+
+    drawn: Drawn | None
+    spoiled: frozenset[int]
+
+
 class SpreadRunner:
-    """A model over several devices in one process. What a step needs is copied once to each."""
+    """A model over several devices in one process. What a step needs is copied once to each. It is
+    computed as it is sampled from."""
 
     depth = 1
     lookahead = False
@@ -129,16 +145,38 @@ class SpreadRunner:
         self._backend = backend
         self._block_size = block_size
         self._launched: deque[StepLayout] = deque()
+        self._outcome: _Outcome | None = None
         self.sampler = sampler
 
     def launch(self, layout: StepLayout) -> None:
         self._launched.append(layout)
 
     def sample(self, sampling: Sequence[Seq | None]) -> None:
-        """All is done by `collect`."""
+        layout = self._launched.popleft()
+        try:
+            self._outcome = self._compute(layout, sampling)
+        except (RuntimeError, MemoryError) as error:
+            shortage = shortage_of(error)
+            if shortage is None:
+                raise
+        else:
+            return
+        give_back(self._main)
+        raise shortage
 
     def collect(self, sampling: Sequence[Seq | None]) -> tuple[Sampled, frozenset[int]]:
-        layout = self._launched.popleft()
+        if self._outcome is None:
+            self.sample(sampling)
+        outcome, self._outcome = self._outcome, None
+        if outcome is None:
+            raise RuntimeError("a step was collected that nobody sampled from")
+        live = [seq for seq in sampling if seq is not None]
+        if outcome.drawn is None:
+            return NOTHING, outcome.spoiled
+        with torch.inference_mode():
+            return self.sampler.finish(outcome.drawn, live), outcome.spoiled
+
+    def _compute(self, layout: StepLayout, sampling: Sequence[Seq | None]) -> _Outcome:
         with torch.inference_mode():
             contexts = {device: self._context(layout, device) for device in self._devices}
             main = contexts.pop(self._main)
@@ -154,7 +192,9 @@ class SpreadRunner:
             written = main.written
             for other in contexts.values():
                 written += other.written.to(self._main)
-            return sample_live(self.sampler, logits, sampling), spoiled(step, written)
+            live = [seq for seq in sampling if seq is not None]
+            drawn = self.sampler.draw(live_rows(logits, sampling), live) if live else None
+            return _Outcome(drawn, spoiled(step, written))
 
     def _context(self, layout: StepLayout, device: torch.device) -> StepContext:
         step: StepInput = to_device(layout, self._block_size, device)

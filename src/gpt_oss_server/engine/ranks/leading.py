@@ -27,6 +27,7 @@ from gpt_oss_server.engine.ranks.rank import Expected, Rank
 from gpt_oss_server.engine.runner import Runner, make_backend, sample_live, spoiled
 from gpt_oss_server.engine.sampler import Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.single import sampler_of
 from gpt_oss_server.engine.step import StepLayout
 from gpt_oss_server.engine.step_cost import step_cost
 from gpt_oss_server.types import RankInfo
@@ -56,7 +57,7 @@ def equip(crew: Crew, progress: Callable[[str], None]) -> Outfit:
     model = mine.part.loaded
 
     def make_runner(guides: Guides) -> Runner:
-        return CrewRunner(crew, rank, Sampler(model.vocab_size, model.device, guides))
+        return CrewRunner(crew, rank, sampler_of(model, guides))
 
     ranks = _infos(crew, loaded, ready, plan)
     info = info_of(spec, model, mine.bounds, plan.whole, backend, ranks, mine.profile)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gpt_oss_server.engine.experts.choice import ExpertsChoice, kernels_wanted
 from gpt_oss_server.engine.experts.loading import stored_source
 from gpt_oss_server.engine.loader import LoadedModel, describe, loading_errors, whole_model
 from gpt_oss_server.engine.ranks.device_map import DeviceMap
 from gpt_oss_server.engine.ranks.filling import Progress, fill, place_buffers, wanted_bytes
-from gpt_oss_server.engine.ranks.skeleton import decoder_name, wanted
+from gpt_oss_server.engine.ranks.skeleton import module_name, wanted
 from gpt_oss_server.engine.ranks.source import Checkpoint
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.errors import StartupError
@@ -48,9 +49,13 @@ def load_spread(
         from accelerate import dispatch_model  # type: ignore[import-untyped]
 
         model = whole_model(spec, blank.config, dtype, torch.device("cpu"), progress)
-        return describe(dispatch_model(model, modules, main_device=found.main), found.main, dtype)
-    model = whole_model(spec, blank.config, dtype, modules, progress)
-    return describe(model, found.main, dtype)
+        model = dispatch_model(model, modules, main_device=found.main)
+    else:
+        model = whole_model(spec, blank.config, dtype, modules, progress)
+    loaded = describe(model, found.main, dtype)
+    if choice.kernels:
+        _use_kernels(spec, model, dtype, found, progress)
+    return loaded
 
 
 def _check_on_disk(spec: EngineSpec, found: DeviceMap) -> None:
@@ -87,7 +92,9 @@ def _in_four_bits(
         fill(here, source, lambda name: _device(found.place(name)), progress)
         place_buffers(model.modules(), found.main)
         loaded = describe(model, found.main, dtype)
-        _use_kernels(spec, model, dtype, found, progress)
+        widened = _use_kernels(spec, model, dtype, found, progress)
+        if widened:
+            progress(f"experts of {widened} layers are made wide in each step, one by one")
         dispatch_model(
             model,
             modules,
@@ -100,11 +107,16 @@ def _in_four_bits(
 
 def _use_kernels(
     spec: EngineSpec, model: Any, dtype: torch.dtype, found: DeviceMap, progress: Progress
-) -> None:
-    decoder = decoder_name(model)
-    computed = widened = 0
-    for index, layer in enumerate(model.get_submodule(decoder).layers):
-        names = [f"{decoder}.layers.{index}.{name}" for name, _ in layer.named_parameters()]
+) -> int:
+    """Let Triton compute the experts of the layers that have them where they are used. Returns how
+    many layers are left."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        return 0
+    above = module_name(model, layers)
+    computed = left = 0
+    for index, layer in enumerate(layers):
+        names = [f"{above}.{index}.{name}" for name, _ in layer.named_parameters()]
         mixture = [name for name in names if ".mlp." in name]
         places = {found.place(name) for name in mixture}
         resident = len(places) == 1 and not any(map(found.offloaded, mixture))
@@ -113,11 +125,10 @@ def _use_kernels(
 
             computed += use_kernels(layer)
         else:
-            widened += 1
+            left += 1
     if computed:
         progress(f"experts of {computed} layers are computed by Triton kernels")
-    if widened:
-        progress(f"experts of {widened} layers are made wide in each step, one by one")
+    return left
 
 
 def _left_on_disk(

@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence as Seq
 
+from gpt_oss_server.engine import profile
 from gpt_oss_server.engine.attention.interface import AttentionBackend
 from gpt_oss_server.engine.meter import Meter
-from gpt_oss_server.engine.nucleus import make_nucleus
 from gpt_oss_server.engine.outfit import Bounds
-from gpt_oss_server.engine.profile import Limits, Profile, measure, tiny_pools
+from gpt_oss_server.engine.profile import Limits, Profile, tiny_pools
 from gpt_oss_server.engine.ranks.comms import Comms
 from gpt_oss_server.engine.ranks.liveness import Activity
 from gpt_oss_server.engine.ranks.part import ModelPart
+from gpt_oss_server.engine.ranks.place import Place
 from gpt_oss_server.engine.ranks.rank import Expected, Rank
 from gpt_oss_server.engine.runner import NOTHING, sample_live, spoiled
 from gpt_oss_server.engine.sampler import Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence
+from gpt_oss_server.engine.shortage import shortage_of
+from gpt_oss_server.engine.single import sampler_of
 from gpt_oss_server.engine.spec import EngineSpec
 from gpt_oss_server.engine.step import StepLayout
 from gpt_oss_server.memory.kv import cache_groups
@@ -45,6 +48,15 @@ class TrialRunner:
         """All is done by `collect`."""
 
     def collect(self, sampling: Seq[Sequence | None]) -> tuple[Sampled, frozenset[int]]:
+        try:
+            return self._computed(sampling)
+        except (RuntimeError, MemoryError) as error:
+            shortage = shortage_of(error)
+            if shortage is None:
+                raise
+        raise shortage
+
+    def _computed(self, sampling: Seq[Sequence | None]) -> tuple[Sampled, frozenset[int]]:
         step, logits, written = self._rank.compute(self._launched.popleft())
         self._rank.settle()
         if logits is None:
@@ -60,18 +72,34 @@ def profiled(
     bounds: Bounds,
     meter: Meter,
 ) -> Profile:
-    """What the largest steps take of this rank's device. All ranks call it together."""
+    """What the largest steps take of this rank's device. All ranks call it together. Raises
+    StartupError where they have no room."""
     loaded, shape = part.loaded, part.shape
     layers = tiny_pools(shape, spec.block_size, loaded.dtype, loaded.device)
     rank = Rank(part, layers, backend, comms, Activity(), spec)
     limits = Limits(
-        batch_tokens=-(-bounds.batch_tokens // spec.depth),
+        batch_tokens=_step_tokens(spec, bounds),
         max_num_seqs=spec.max_num_seqs,
         max_len=bounds.max_len,
         block_size=spec.block_size,
         vocab_size=loaded.vocab_size,
         groups=len(cache_groups(shape, loaded.dtype.itemsize)),
     )
-    nucleus = make_nucleus(loaded.device)
-    sampler = Sampler(loaded.vocab_size, loaded.device, None, nucleus)
-    return measure(TrialRunner(rank, sampler), limits, meter)
+
+    def make_runner() -> TrialRunner:
+        return TrialRunner(rank, sampler_of(loaded, None))
+
+    return profile.profiled(make_runner, limits, meter, loaded.device)
+
+
+def in_flight_bytes(spec: EngineSpec, part: ModelPart, place: Place, bounds: Bounds) -> int:
+    """What a stage holds of steps in flight besides the one that was measured: their hidden states,
+    on the way in and on the way out."""
+    row_bytes = (part.shape.hidden_size + 1) * part.loaded.dtype.itemsize
+    ways = (not place.is_first_stage) + (not place.is_last_stage)
+    return (spec.depth - 1) * ways * _step_tokens(spec, bounds) * row_bytes
+
+
+def _step_tokens(spec: EngineSpec, bounds: Bounds) -> int:
+    """The most tokens of one of the steps in flight."""
+    return -(-bounds.batch_tokens // spec.depth)

@@ -16,7 +16,7 @@ from gpt_oss_server.memory.kv import KvEstimator
 
 
 class Speed(Protocol):
-    """How fast a pool's replicas are. Calibrated; see `simulate.step_time.StepTime`."""
+    """How fast a pool's replicas are. Calibrated; see `simulate.cost.step_time.StepTime`."""
 
     def base_s(self, tokens: int) -> float:
         """A step of so many tokens, without KV, prefill operations and its sequences' share."""

@@ -15,7 +15,7 @@ import yaml
 
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.memory.errors import ImpossibleSplit
-from gpt_oss_server.simulate.calibrate.judging import Spread, Verdict
+from gpt_oss_server.simulate.calibrate.judging import Spread
 from gpt_oss_server.simulate.calibrate.likeness import UNKNOWN, replica_like
 from gpt_oss_server.simulate.calibrate.served import Served
 from gpt_oss_server.simulate.calibrate.trial import Measured, Row, Trial
@@ -80,11 +80,8 @@ class Calibration:
         return [f"calibrated on {self.model}, not on {model}"]
 
 
-def as_yaml(calibration: Calibration, verdict: Verdict | None = None) -> str:
+def as_yaml(calibration: Calibration) -> str:
     """The file's text. Raises nothing."""
-    errors = calibration.errors
-    if verdict is not None:
-        errors = {"fitted": verdict.fitted, "held_out": verdict.held_out}
     head: dict[str, Any] = {
         "format": FORMAT,
         "made_at": calibration.made_at,
@@ -97,7 +94,7 @@ def as_yaml(calibration: Calibration, verdict: Verdict | None = None) -> str:
         "efficiency": asdict(calibration.efficiency),
         "errors": {
             which: {kind: _rounded(spread._asdict()) for kind, spread in kinds.items()}
-            for which, kinds in errors.items()
+            for which, kinds in calibration.errors.items()
         },
         "remarks": list(calibration.remarks),
     }
@@ -151,7 +148,7 @@ def parse_calibration(name: str, text: str) -> Calibration:
 def _mapping(name: str, text: str) -> Mapping[str, Any]:
     try:
         content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such date
         raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
     if not isinstance(content, Mapping):
         raise ConfigError(f"{name}: no calibration file (not a mapping of fields)")

@@ -11,6 +11,7 @@ linear problem which that makes has one answer (`least_errors`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -238,7 +239,7 @@ def _analytic(loop: Measured, cost: ReplicaCost) -> list[tuple[Terms, float, flo
     found = []
     if figures.tpot_s is not None:
         found.append((closed_loop_tpot(cost, point), 0.0, figures.tpot_s))
-    if loop.trial.concurrency <= TTFT_CONCURRENCY:
+    if loop.trial.concurrency <= TTFT_CONCURRENCY and math.isfinite(figures.ttft_s):
         found.append((closed_loop_ttft(cost, point), 1.0, figures.ttft_s))
     return found
 

@@ -80,7 +80,7 @@ def gpu_type(name: str) -> GpuType:
         raise ConfigError(f"unknown GPU type {name}: use one of {known}, or a .yaml file")
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such date
         raise ConfigError(f"gpu {name}: {str(error).splitlines()[0]}") from error
     return parse_gpu(name, content)
 

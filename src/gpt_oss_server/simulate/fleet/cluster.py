@@ -116,12 +116,12 @@ class _Run:
             arrival_s = arrivals[place][0] if place < len(arrivals) else math.inf
             event_s = min(events)
             interrupt_s = self.interruptions[0][0] if self.interruptions else math.inf
+            if min(arrival_s, event_s) == math.inf:
+                break  # failures of an idle fleet concern nobody
             now_s = min(arrival_s, event_s, interrupt_s)
-            if self.next_sample_s <= now_s < math.inf:
+            if self.next_sample_s <= now_s:
                 self._sample(self.next_sample_s)
                 continue
-            if now_s == math.inf:
-                break
             if self.roster.next_s <= now_s:
                 self.roster.refresh(now_s)
             self.now_s = now_s

@@ -15,24 +15,25 @@ from gpt_oss_server.simulate.fleet.pools import Failure
 
 MOST_REPLICAS = 4096
 
-_FAILURE = re.compile(r"(\d+)@(\d+(?:\.\d+)?)(?:\+(\d+(?:\.\d+)?))?")
-_POOL = re.compile(r"(\d+)x(?=tp|pp)(?:tp(\d+))?-?(?:pp(\d+))?(?:@(\S+))?")
+_FAILURE = re.compile(r"(\d{1,9})@(\d{1,12}(?:\.\d+)?)(?:\+(\d{1,12}(?:\.\d+)?))?")
+_POOL = re.compile(r"(\d{1,9})x(?=tp|pp)(?:tp(\d{1,9}))?-?(?:pp(\d{1,9}))?(?:@(\S+))?")
 
 
-def parse_pools(text: str, default_gpu: str | GpuType) -> tuple[tuple[Shape, int], ...]:
-    """(shape, replicas) of each pool. Raises ConfigError saying what is not understood."""
+def parse_pools(
+    text: str, default_gpu: str | GpuType, flag: str = "--pools"
+) -> tuple[tuple[Shape, int], ...]:
+    """(shape, replicas) of each pool. Raises ConfigError saying what of the flag is not
+    understood."""
     default = gpu_type(default_gpu) if isinstance(default_gpu, str) else default_gpu
     pools = []
     for part in text.split("+"):
         match = _POOL.fullmatch(part.strip())
         if match is None:
-            raise ConfigError(
-                f"--pools {part.strip()}: write COUNTxtpN, COUNTxppN or COUNTxtpN@GPU"
-            )
+            raise ConfigError(f"{flag} {part.strip()}: write COUNTxtpN, COUNTxppN or COUNTxtpN@GPU")
         count, tp, pp, gpu = match.groups()
         if not 1 <= int(count) <= MOST_REPLICAS:
             raise ConfigError(
-                f"--pools {part.strip()}: a pool needs at least one replica, and at most "
+                f"{flag} {part.strip()}: a pool needs at least one replica, and at most "
                 f"{MOST_REPLICAS}"
             )
         kind = default if gpu in (None, default.name) else gpu_type(gpu)

@@ -205,7 +205,8 @@ def _down(
     for failure in failures:
         top = tops[failure["replica"]]
         left = plot.at_x(axis.at(failure["at_s"]))
-        until_s = failure["at_s"] + failure["for_s"] if failure["for_s"] else axis.length_s
+        lasts_s = failure["for_s"]
+        until_s = axis.length_s if lasts_s is None else failure["at_s"] + lasts_s
         right = plot.at_x(axis.at(until_s))
         if right > left:
             plot.add(

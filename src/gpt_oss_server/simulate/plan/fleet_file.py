@@ -20,8 +20,9 @@ The file:
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -81,12 +82,14 @@ def fleet_document(
     return {"model": model, "served_by": engine, "policy": policy, "slo": slo, "pools": pools}
 
 
-def pools_text(fleet: Fleet) -> str:
-    """As `simulate --pools` takes it: `4xtp1@h100+2xtp2@h100`."""
-    return "+".join(
-        f"{pool.count}x{_ranks_text(pool.replica)}@{pool.replica.shape.gpu.name}"
-        for pool in fleet.pools
-    )
+def pools_text(fleet: Fleet, files: Mapping[str, str] = MappingProxyType({})) -> str:
+    """As `simulate --pools` takes it: `4xtp1@h100+2xtp2@h100`. `files` has those of types that are
+    not packaged, by name."""
+    parts = []
+    for pool in fleet.pools:
+        gpu = pool.replica.shape.gpu.name
+        parts.append(f"{pool.count}x{_ranks_text(pool.replica)}@{files.get(gpu, gpu)}")
+    return "+".join(parts)
 
 
 def _ranks_text(replica: Replica) -> str:
@@ -99,7 +102,7 @@ def _ranks_text(replica: Replica) -> str:
 
 def fleet_yaml(document: dict[str, Any], comments: Sequence[str] = ()) -> str:
     """The document as text, comments on top."""
-    head = "".join(f"# {line}\n" for line in comments)
+    head = "".join(f"# {line}\n" for comment in comments for line in comment.splitlines())
     return head + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -116,11 +119,16 @@ def starts(model: str, fleet: Fleet, machine_gpus: int, engine: str = "own") -> 
     return found
 
 
-def balancer_lines(ports: Sequence[int]) -> list[str]:
-    """What to put in front of replicas of one machine today, where any balancer will do: nginx."""
+_NGINX = {"round_robin": "", "random": " random;", "power_of_two": " random two least_conn;"}
+"""How nginx calls what it does other than by fewest requests."""
+
+
+def balancer_lines(ports: Sequence[int], rule: str = "least_request") -> list[str]:
+    """What to put in front of replicas of one machine today, where any balancer will do: nginx. By
+    fewest requests, unless `rule` is another that it knows."""
     servers = "".join(f" server 127.0.0.1:{port};" for port in ports)
     return [
-        f"upstream replicas {{ least_conn;{servers} }}",
+        f"upstream replicas {{{_NGINX.get(rule, ' least_conn;')}{servers} }}",
         "server { listen 8000; location / { proxy_pass http://replicas; proxy_buffering off;",
         "         proxy_http_version 1.1; proxy_set_header Connection ''; "
         "proxy_read_timeout 1h; } }",

@@ -4,8 +4,9 @@ Knows: how knees on different traffics are brought on one footing, noise, what i
 know: how knees were found.
 
 The best is who bears most on the mean over base and draws (who was only played on less, if that is
-all there is). Proposed is the simplest finalist that is no worse within noise and at most `GIVE_UP`
-below the best.
+all there is). Proposed is the simplest finalist that is no worse within noise, at most `GIVE_UP`
+below the best, and on the traffic as it was given at most a step of the grid: that one is known to
+come, its variants may not.
 """
 
 from __future__ import annotations
@@ -110,10 +111,14 @@ class Notes:
     not_tried: int = 0
 
     def missed(self, what: str, left_out: int, of: int) -> None:
-        """Time did not suffice for some."""
+        """Of so many more of a kind, time did not suffice for some."""
         before = self.cut.get(what, (0, 0))
-        if left_out:
-            self.cut[what] = (before[0] + left_out, before[1] + of)
+        self.cut[what] = (before[0] + left_out, before[1] + of)
+
+    @property
+    def short_of_time(self) -> bool:
+        """Whether time did not suffice for anything."""
+        return any(left for left, _ in self.cut.values())
 
     def found(self, *, independent: bool, runs: int) -> Found:
         """Compare all that is known. `independent`: draws are a generator's, not variants of one
@@ -124,14 +129,18 @@ class Notes:
         rows = self._ordered(finals, independent, best)
         rows += self._ordered([one for one in everyone if one not in finals], independent, best)
         best = rows[0]
-        able = [row for row in rows if row.no_worse and row.relative >= 1.0 - GIVE_UP]
+        able = [
+            row
+            for row in rows
+            if row.no_worse and row.relative >= 1.0 - GIVE_UP and _near(row.base, best.base)
+        ]
         return Found(
             standings=tuple(rows),
             best=best,
             proposed=min(able, key=lambda row: plainness(row.candidate), default=best),
             below=self._left_early(best),
             runs=runs,
-            cut=tuple(f"{left} of {of} {what}" for what, (left, of) in self.cut.items()),
+            cut=tuple(f"{left} of {of} {what}" for what, (left, of) in self.cut.items() if left),
             not_tried=self.not_tried,
         )
 
@@ -190,6 +199,11 @@ class Notes:
                 against = other.verdict.requests_per_s if other is not None else 1.0
                 return basis, own.verdict.requests_per_s / against
         return None
+
+
+def _near(one: Knee | None, best: Knee | None) -> bool:
+    """Whether a knee is at most a step below the best's, as far as both are known."""
+    return one is None or best is None or one.step >= best.step - 1
 
 
 def plainness(one: Candidate) -> tuple[int, int, int, int]:

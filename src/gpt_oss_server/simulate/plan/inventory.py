@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.memory.errors import ImpossibleSplit
@@ -24,7 +25,8 @@ from gpt_oss_server.simulate.fleet.pools import Fleet, Pool
 
 MACHINE_GPUS = 8
 MANY_GPUS = 16
-_PART = re.compile(r"(\d+)(?:@(\S+))?")
+MOST_GPUS, MOST_LAYOUTS = 4096, 200_000
+_PART = re.compile(r"(\d{1,9})(?:@(\S+))?")
 
 LayOut = Callable[[Shape], Replica]
 """Puts the model on a shape; raises as `layout.lay_out` does."""
@@ -43,6 +45,8 @@ class Inventory:
         for gpu, count in self.stock:
             if count < 1:
                 raise ConfigError(f"--gpus {count}@{gpu.name}: at least one GPU is needed")
+            if count > MOST_GPUS:
+                raise ConfigError(f"--gpus {count}@{gpu.name}: at most {MOST_GPUS} can be planned")
 
     @property
     def gpus(self) -> int:
@@ -80,7 +84,9 @@ def parse_gpus(
             raise ConfigError(f"--gpus {part.strip()}: write COUNT or COUNT@TYPE, joined by +")
         count, name = match.groups()
         gpu = default if name in (None, default.name) else gpu_type(name)
-        already = stock[gpu.name][1] if gpu.name in stock else 0
+        known, already = stock.get(gpu.name, (gpu, 0))
+        if known != gpu:
+            raise ConfigError(f"--gpus {text}: two types are called {gpu.name}")
         stock[gpu.name] = (gpu, already + int(count))
     return Inventory(tuple(stock.values()), machine_gpus)
 
@@ -121,15 +127,23 @@ def fitting(inventory: Inventory, lay_out: LayOut) -> Fitting:
 
 
 def fleets(inventory: Inventory, replicas: Sequence[Replica]) -> Iterator[Fleet]:
-    """Every fleet to whose GPUs no further replica could be added, uniform ones first."""
+    """Every fleet to whose GPUs no further replica could be added, uniform ones first. Raises
+    ConfigError for more than can be gone through."""
     per_type: list[list[tuple[Pool, ...]]] = []
     for gpu, count in inventory.stock:
         mine = [replica for replica in replicas if replica.shape.gpu == gpu]
-        if mine:
-            packings = _packings(mine, count, inventory.machines(count))
-            per_type.append(sorted(packings, key=_plainness))
+        # Where there are fewer GPUs than any replica has, the one packing is of none.
+        packings = filter(None, _packings(mine, count, inventory.machines(count)) if mine else ())
+        ordered = sorted(packings, key=_plainness)
+        if ordered:
+            per_type.append(ordered)
     if not per_type:
         return
+    if prod(map(len, per_type)) > MOST_LAYOUTS:
+        raise ConfigError(
+            f"--gpus: there are more than {MOST_LAYOUTS:,} layouts of {inventory.name}: give fewer "
+            "types or GPUs"
+        )
     for parts in product(*per_type):
         yield Fleet(tuple(pool for part in parts for pool in part))
 

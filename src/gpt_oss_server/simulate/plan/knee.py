@@ -117,7 +117,8 @@ class Explorer:
         self._known: dict[tuple[str, str, int], Verdict] = {}
         self.runs = 0
 
-    def _expired(self) -> bool:
+    def expired(self) -> bool:
+        """Whether time is over."""
         return self._spent() >= self.until
 
     def explore(self, quests: Iterable[Quest]) -> dict[tuple[str, str], Knee | None]:
@@ -127,7 +128,7 @@ class Explorer:
         under_way: dict[tuple[str, str], tuple[Quest, int]] = {}
         found: dict[tuple[str, str], Knee | None] = {}
         while waiting or under_way:
-            while waiting and len(under_way) < 2 * self._runner.slots and not self._expired():
+            while waiting and len(under_way) < 2 * self._runner.slots and not self.expired():
                 quest = waiting.popleft()
                 self._advance(quest, next(quest.steps), under_way, found)
             if not under_way:
@@ -138,7 +139,7 @@ class Explorer:
             key = (trial.candidate.key, trial.traffic)
             quest, at = under_way.pop(key)
             self._known[*key, at] = verdict
-            if not self._expired():
+            if not self.expired():
                 self._advance(quest, at, under_way, found)
         return found
 
@@ -148,7 +149,7 @@ class Explorer:
         places: dict[tuple[str, str, float], int] = {}
         done: dict[int, tuple[Trial, Verdict]] = {}
         while waiting or places:
-            while waiting and len(places) < 2 * self._runner.slots and not self._expired():
+            while waiting and len(places) < 2 * self._runner.slots and not self.expired():
                 place, trial = waiting.popleft()
                 places[trial.key] = place
                 self._runner.submit(trial)

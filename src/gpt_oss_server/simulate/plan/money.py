@@ -6,7 +6,7 @@ tokens a fleet makes. A fleet is paid for whether it is busy or not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,11 +16,13 @@ import yaml
 
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.simulate.fleet.pools import Fleet
+from gpt_oss_server.simulate.plan.inventory import Inventory
 
 _PACKAGED = "prices.yaml"
 _MILLION = 1e6
 _HOUR_S = 3600.0
 DEFAULT_CURRENCY = "USD"
+MOST_PRICE = 1e12
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,20 @@ class Prices:
 
     def per_hour(self, fleet: Fleet) -> float | None:
         """The fleet's price; None where a type of it has none."""
+        shapes = ((pool.replica.shape, pool.count) for pool in fleet.pools)
+        return self._total((shape.gpu.name, count * shape.gpus) for shape, count in shapes)
+
+    def of_stock(self, inventory: Inventory) -> float | None:
+        """The same of GPUs, whatever is on them."""
+        return self._total((gpu.name, count) for gpu, count in inventory.stock)
+
+    def _total(self, gpus: Iterable[tuple[str, int]]) -> float | None:
         total = 0.0
-        for pool in fleet.pools:
-            price = self.per_gpu_hour.get(pool.replica.shape.gpu.name)
+        for name, count in gpus:
+            price = self.per_gpu_hour.get(name)
             if price is None:
                 return None
-            total += price * pool.count * pool.replica.shape.gpus
+            total += price * count
         return total
 
 
@@ -94,7 +104,7 @@ def read_prices(given: str | None) -> Prices | None:
             content = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"--price: cannot read {given}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # also: no such date
             raise ConfigError(f"--price {given}: {str(error).splitlines()[0]}") from error
         return _parsed(given, content)
     return _listed(given)
@@ -132,8 +142,8 @@ _FIELDS = ("currency", "source", "date", "per_gpu_hour")
 def _price(gpu: str, value: Any) -> float:
     try:
         price = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"--price {gpu}: {value} is no number") from None
-    if not price < float("inf"):
+    if not price <= MOST_PRICE:
         raise ConfigError(f"--price {gpu}: {value} is no price")
     return price

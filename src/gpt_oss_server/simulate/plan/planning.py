@@ -6,7 +6,7 @@ flags, files, terminals; how any of these works. The clock and the runner are ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpt_oss_server.errors import ConfigError
@@ -74,7 +74,7 @@ def prepare(question: Question, source: Source) -> Work:
     """
     sampled = sample(source.glimpse(question.seed))
     rough = Rough(sampled, question.slo)
-    _check_promises(question, rough)
+    _check_promises(question, rough, [one.request for one in sampled])
     replicas = rough.promising(question.fitting.replicas)
     found = list(fleets(question.inventory, replicas))
     found.sort(key=lambda fleet: (-rough.fleet_rate(fleet), fleet.name))
@@ -135,7 +135,9 @@ def carry_out(
     found = search(problem, explorer(SEARCH_SHARE * question.budget_s))
     after = explorer(question.budget_s)
     at_rate = _at_pace(question, work, found, after) if played.pace is not None else ()
-    least = _fewest(question, work, found, after) if at_rate else None
+    # Where all GPUs do not keep them, no part is said to: what is played there is less.
+    kept = bool(at_rate) and at_rate[0].verdict.met
+    least = _fewest(question, work, found, after) if kept else None
     return Plan(
         model=question.model,
         inventory=question.inventory,
@@ -162,16 +164,21 @@ def _long_answer_s(question: Question, requests: list[Request]) -> float:
     return 0.5 * tokens * max(one.tpot_s for one in question.slo.classes)
 
 
-def _check_promises(question: Question, rough: Rough) -> None:
+def _check_promises(question: Question, rough: Rough, requests: Sequence[Request]) -> None:
     """Raises ConfigError where a class's promise cannot be kept even by an idle replica."""
     shares = [rough.keepable(replica) for replica in question.fitting.replicas]
     slo = question.slo
+    longest = max(replica.longest_tokens for replica in question.fitting.replicas)
     for promise, share in zip(slo.classes, map(max, zip(*shares, strict=True)), strict=True):
         if share < slo.share:
+            mine = [one for one in requests if slo.class_of(one.input_tokens) is promise]
+            over = sum(one.input_tokens + one.output_tokens > longest for one in mine)
+            held = f"; {over} of {len(mine)} that were looked at are longer than the {longest:,} "
             raise ConfigError(
                 f"--slo: no layout keeps what class {promise.name} is promised (first token within "
                 f"{promise.ttft_s:g} s, {promise.tpot_s:g} s a token): an idle replica would for "
                 f"{100 * share:.1f} % of its requests, {100 * slo.share:g} % are asked for"
+                + (held + "tokens that any replica holds" if over else "")
             )
 
 
@@ -218,7 +225,7 @@ def _fewest(question: Question, work: Work, found: Found, explorer: Explorer) ->
         factor=played.factor,
         needed_per_s=needed_per_s,
         guess=lambda fleet: trust * rough.fleet_rate(fleet),
-        price=(lambda fleet: None) if prices is None else prices.per_hour,
+        price=(lambda part: None) if prices is None else prices.of_stock,
     )
 
 

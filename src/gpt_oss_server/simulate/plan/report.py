@@ -234,7 +234,7 @@ def _at_rate(plan: Plan) -> list[str]:
         per_hour = plan.prices.per_hour(fleet) if plan.prices is not None else None
         if plan.prices is not None and per_hour is not None:
             parts.append(f"{_money(per_hour)} {plan.prices.currency}/h")
-        least = "Fewest" if plan.single_type or per_hour is None else "Cheapest"
+        least = "Cheapest" if not plan.single_type and _all_priced(plan) else "Fewest"
         made.append(
             f"{least} GPUs that keep the promises at this pace, in what is played: {fleet.gpus} "
             f"({', '.join(parts)})"
@@ -242,6 +242,11 @@ def _at_rate(plan: Plan) -> list[str]:
     elif not plan.at_rate[0].verdict.met:
         made.append(f"The promises are not kept at this pace: {plan.inventory.name} are too few.")
     return made
+
+
+def _all_priced(plan: Plan) -> bool:
+    """Whether parts of the GPUs compare by their price."""
+    return plan.prices is not None and plan.prices.of_stock(plan.inventory) is not None
 
 
 def _bills(plan: Plan) -> list[str]:

@@ -364,7 +364,7 @@ class _Search:
         return some[:1]
 
     def _nothing(self) -> StartupError:
-        if self._notes.cut:
+        if self._notes.short_of_time:
             return StartupError(
                 "the time was over before any layout's load was found: give a larger --budget-s"
             )

@@ -98,7 +98,7 @@ def traffics(
 
 def busiest(workload: Workload, count: int, work_s: WorkOf) -> Workload:
     """The `count` requests on end that ask for most work in their time, from 0 s on; all, where no
-    more are there."""
+    more are there. What comes at a single moment has no pace, and is none."""
     requests = workload.requests
     if len(requests) <= count:
         return workload
@@ -108,7 +108,7 @@ def busiest(workload: Workload, count: int, work_s: WorkOf) -> Workload:
 
     def load(start: int) -> float:
         length_s = requests[start + count - 1].arrival_s - requests[start].arrival_s
-        return (upto[start + count] - upto[start]) / max(length_s, 1e-9)
+        return (upto[start + count] - upto[start]) / length_s if length_s > 0 else 0.0
 
     last = len(requests) - count
     start = max((*range(0, last, max(1, count // 8)), last), key=load)

@@ -16,6 +16,7 @@ from gpt_oss_server.simulate.fleet.cluster import simulate
 from gpt_oss_server.simulate.fleet.pools import Fleet
 from gpt_oss_server.simulate.plan.rules import Rule
 from gpt_oss_server.simulate.results.outcome import Outcome
+from gpt_oss_server.simulate.results.report import cached_share
 from gpt_oss_server.simulate.results.slo import Slo, SloReport, judge
 from gpt_oss_server.simulate.workload.requests import Workload
 
@@ -47,9 +48,9 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a trial. `requests_per_s` is the load; tokens per second are what was asked for
-    at it; `busy_share` is of all GPUs' time, `lost` counts requests that were not served, by how
-    they ended."""
+    """What came of a trial. `requests_per_s` is the load; tokens per second are of the prompts and
+    answers that were served at it; `busy_share` is of all GPUs' time, `lost` counts requests that
+    were not served, by how they ended."""
 
     requests_per_s: float
     input_tokens_s: float
@@ -86,7 +87,9 @@ class Player:
 def verdict(workload: Workload, outcome: Outcome, slo: Slo) -> Verdict:
     """An outcome in the figures that a search compares."""
     counts = outcome.counts()
-    input_tokens, output_tokens = int(outcome.input_tokens.sum()), int(outcome.output_tokens.sum())
+    served = outcome.served
+    input_tokens = int(outcome.input_tokens[served].sum())
+    output_tokens = int(outcome.output_tokens[served].sum())
     span_s = outcome.span_s
     gpus = sum(replica.gpus for replica in outcome.replicas)
     busy_s = sum(replica.busy_s * replica.gpus for replica in outcome.replicas)
@@ -96,7 +99,7 @@ def verdict(workload: Workload, outcome: Outcome, slo: Slo) -> Verdict:
         output_tokens_s=output_tokens / span_s if span_s > 0 else 0.0,
         report=judge(outcome, slo),
         busy_share=busy_s / (gpus * outcome.end_s) if outcome.end_s > 0 else 0.0,
-        cached_share=int(outcome.cached_tokens.sum()) / max(1, input_tokens),
+        cached_share=cached_share(outcome),
         preemptions=int(outcome.preemptions.sum()),
         lost={end: count for end, count in counts.items() if count and end != "served"},
     )

@@ -68,13 +68,17 @@ def resampled(workload: Workload, seed: int, blocks: int = BLOCKS) -> Workload:
         place = min(blocks - 1, int((request.arrival_s - start_s) / block_s))
         stretches[place].append(request)
     rng = random.Random(seed)
-    drawn = sorted(rng.randrange(blocks) for _ in range(blocks))
-    made: list[Request] = []
-    for place, block in enumerate(drawn):
-        copy = drawn[:place].count(block)
-        shift_s = (place - block) * block_s - start_s
-        made += [_moved(request, shift_s, copy) for request in stretches[block]]
-    return replace(workload, requests=tuple(made))
+    while True:
+        drawn = sorted(rng.randrange(blocks) for _ in range(blocks))
+        made: list[Request] = []
+        for place, block in enumerate(drawn):
+            copy = drawn[:place].count(block)
+            shift_s = (place - block) * block_s - start_s
+            made += [_moved(request, shift_s, copy) for request in stretches[block]]
+        variant = replace(workload, requests=tuple(made))
+        # Where most stretches are empty, so may all that were drawn be: such a one is no workload.
+        if variant.duration_s > 0:
+            return variant
 
 
 def repeated(workload: Workload, times: int) -> Workload:

@@ -9,8 +9,10 @@ simulations.
 Rules for what is wrong, each counted in `Problems` with examples: a row with a missing, negative or
 unreadable field is skipped; a clock that jumps back is sorted in (within `REORDER_S`) or, further
 back, makes the rest follow on from the latest moment seen; a gap of more than `GAP_S` is kept and
-reported; where a coarse clock gives several requests one moment (Mooncake's ticks of 3 s), they are
-spread over the time to the next moment, in order, by a seed.
+reported; so are an empty prompt or answer, and hashes of less than the prompt; where a coarse clock
+gives several requests one moment (Mooncake's ticks of 3 s), they are spread over the time to the
+next moment, in order, by a seed. A log's clock is that of its lines, which are written when
+requests end: one that took half an hour did not turn it back.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt_oss_server.errors import ConfigError, StartupError
 from gpt_oss_server.simulate.workload.requests import (
@@ -39,13 +41,24 @@ from gpt_oss_server.simulate.workload.requests import (
 REORDER_S = 900.0
 GAP_S = 3600.0
 COARSE = 2.0
+LONGEST_TICK = 10.0
+"""Times the usual one; beyond it is a pause, in which nothing of what came before it came."""
 MOST_TOKENS = 1_000_000_000
 MOST_MOMENT = 1e13
 """Milliseconds since 1970 are below it. Beyond, a moment's last bit is worth a millisecond."""
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 Row = Mapping[str, Any]
 Rows = Iterable[tuple[str, Row | None]]
 """Where a row stands ("line 7") and what it says; None: it cannot be read at all."""
+
+
+class _Read(NamedTuple):
+    """A row's request, what the clock said when the row was written, what there is to remark."""
+
+    request: Request
+    clock_s: float
+    remark: str = ""
 
 
 class _SkipRow(ValueError):
@@ -61,15 +74,17 @@ def read_workload(path: Path, *, unit_tokens: int = UNIT_TOKENS) -> Workload:
     """
     problems = Problems()
     suffix = path.suffix.lower()
+    if suffix in _PACKED:
+        raise StartupError(f"cannot read {path}: it is packed, by its name: unpack it first")
     try:
         if suffix == ".parquet":
-            requests = _requests(_parquet_rows(path), problems)
+            rows = _read_rows(_parquet_rows(path), problems)
         elif suffix == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as lines:
-                requests = _requests(_csv_rows(lines), problems)
+                rows = _read_rows(_csv_rows(lines), problems)
         else:
             with path.open("rb") as raw:
-                requests = _requests(_json_rows(raw), problems)
+                rows = _read_rows(_json_rows(raw), problems)
     except OSError as error:
         raise StartupError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -78,13 +93,14 @@ def read_workload(path: Path, *, unit_tokens: int = UNIT_TOKENS) -> Workload:
         raise StartupError(f"cannot read {path} as CSV: {error}") from error
     except ValueError as error:  # a name that no file can have
         raise StartupError(f"cannot read {str(path)!r}: {error}") from error
-    if not requests:
+    if not rows:
         found = "; ".join(problems.lines()) or "it is empty"
         if _UNKNOWN_COLUMNS in problems.counts:
             found += f"; known are {_KNOWN_COLUMNS}"
         raise ConfigError(f"{path} has no request in a known format: {found}")
-    read = workload_of(path.stem, _in_time(requests, problems), unit_tokens, problems)
-    return _spread(read)
+    requests = _in_time(rows, unit_tokens, problems)
+    name = path.stem.encode(errors="backslashreplace").decode()  # bytes that are no text
+    return _spread(workload_of(name, requests, unit_tokens, problems))
 
 
 def _csv_rows(lines: Iterable[str]) -> Rows:
@@ -119,9 +135,9 @@ def _parquet_rows(path: Path) -> Rows:
         yield f"row {number}", row
 
 
-def _requests(rows: Rows, problems: Problems) -> list[Request]:
-    read: Callable[[Row], Request] | None = None
-    requests: list[Request] = []
+def _read_rows(rows: Rows, problems: Problems) -> list[_Read]:
+    read: Callable[[Row], _Read] | None = None
+    found: list[_Read] = []
     for place, row in rows:
         if row is None:
             problems.add("no JSON object", place)
@@ -131,11 +147,15 @@ def _requests(rows: Rows, problems: Problems) -> list[Request]:
         try:
             if read is None:
                 raise _SkipRow(_UNKNOWN_COLUMNS)
-            requests.append(read(row))
+            one = read(row)
         except _SkipRow as skip:
             if skip.args[0] is not _OTHER_EVENT:
                 problems.add(str(skip.args[0]), place)
-    return requests
+            continue
+        found.append(one)
+        if one.remark:
+            problems.add(one.remark, place)
+    return found
 
 
 _OTHER_EVENT = "other event"
@@ -146,7 +166,7 @@ _KNOWN_COLUMNS = (
 )
 
 
-def _reader(row: Row) -> Callable[[Row], Request] | None:
+def _reader(row: Row) -> Callable[[Row], _Read] | None:
     """How to read a file whose first row has these columns."""
     if "event_type" in row:
         return _from_log
@@ -159,10 +179,10 @@ def _reader(row: Row) -> Callable[[Row], Request] | None:
     return None
 
 
-def _from_columns(row: Row) -> Request:
+def _from_columns(row: Row) -> _Read:
     bound = row.get("max_output_tokens")
     priority = row.get("priority")
-    return Request(
+    request = Request(
         arrival_s=_moment(row, "arrival_s"),
         input_tokens=_count(row, "input_tokens"),
         output_tokens=_count(row, "output_tokens"),
@@ -171,28 +191,31 @@ def _from_columns(row: Row) -> Request:
         client=str(row.get("client") if row.get("client") is not None else ""),
         priority=_count(row, "priority") if priority not in (None, "") else 5,
     )
+    return _Read(request, request.arrival_s)
 
 
-def _from_azure(row: Row) -> Request:
+def _from_azure(row: Row) -> _Read:
     """https://github.com/Azure/AzurePublicDataset, LLM inference traces of 2023 and 2024."""
-    return Request(
+    request = Request(
         arrival_s=_date(row, "TIMESTAMP"),
         input_tokens=_count(row, "ContextTokens"),
         output_tokens=_count(row, "GeneratedTokens"),
     )
+    return _Read(request, request.arrival_s)
 
 
-def _from_mooncake(row: Row) -> Request:
+def _from_mooncake(row: Row) -> _Read:
     """https://github.com/kvcache-ai/Mooncake, FAST'25 traces: milliseconds, blocks of 512."""
-    return Request(
+    request = Request(
         arrival_s=_moment(row, "timestamp") / 1000,
         input_tokens=_count(row, "input_length"),
         output_tokens=_count(row, "output_length"),
         units=_hashes(row.get("hash_ids")),
     )
+    return _Read(request, request.arrival_s)
 
 
-def _from_log(row: Row) -> Request:
+def _from_log(row: Row) -> _Read:
     """`request.end` lines of this server's log (docs/logs.md). The line is written at the end, so
     the arrival is its timestamp less `e2e_ms`."""
     if row.get("event_type") != "request.end":
@@ -202,12 +225,18 @@ def _from_log(row: Row) -> Request:
         raise _SkipRow("missing metadata")
     if metadata.get("input_tokens") in (None, 0):
         raise _SkipRow("refused before its prompt was counted")
-    return Request(
-        arrival_s=_date(row, "timestamp") - _moment(metadata, "e2e_ms") / 1000,
+    ended_s, lasted_s = _date(row, "timestamp"), _moment(metadata, "e2e_ms") / 1000
+    if lasted_s < 0:
+        raise _SkipRow("negative e2e_ms")
+    request = Request(
+        arrival_s=ended_s - lasted_s,
         input_tokens=_count(metadata, "input_tokens"),
         output_tokens=_count(metadata, "output_tokens"),
         priority=_count(metadata, "priority") if metadata.get("priority") is not None else 5,
     )
+    answers = metadata.get("n")
+    several = isinstance(answers, int) and answers > 1
+    return _Read(request, ended_s, "several answers, played as one" if several else "")
 
 
 def _count(row: Row, name: str) -> int:
@@ -266,29 +295,29 @@ def _hashes(value: Any) -> tuple[int, ...]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _SkipRow("unreadable hash_ids") from None
     if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
         raise _SkipRow("unreadable hash_ids")
     return tuple(value)
 
 
-def _in_time(requests: list[Request], problems: Problems) -> Iterator[Request]:
+def _in_time(rows: list[_Read], unit_tokens: int, problems: Problems) -> Iterator[Request]:
     """From 0 s on, on one clock that does not jump."""
     latest = -math.inf
     shift = 0.0
     moved: list[Request] = []
-    for number, request in enumerate(requests, 1):
-        arrival_s = request.arrival_s + shift
-        if arrival_s < latest - REORDER_S:
-            back_s = latest - arrival_s
+    for number, (request, clock_s, _) in enumerate(rows, 1):
+        clock_s += shift
+        if clock_s < latest - REORDER_S:
+            back_s = latest - clock_s
             problems.add("clock jumps back", f"request {number} by {back_s:.0f} s: follows on")
             shift += back_s
-            arrival_s = latest
-        elif arrival_s > latest + GAP_S and number > 1:
-            gap_s = arrival_s - latest
+            clock_s = latest
+        elif clock_s > latest + GAP_S and number > 1:
+            gap_s = clock_s - latest
             problems.add("gap", f"{gap_s:.0f} s before request {number}: kept")
-        latest = max(latest, arrival_s)
+        latest = max(latest, clock_s)
         if request.output_tokens < 1 or request.input_tokens < 1:
             what = "prompt" if request.input_tokens < 1 else "answer"
             problems.add(f"empty {what}", f"request {number}: counted as one token")
@@ -296,7 +325,9 @@ def _in_time(requests: list[Request], problems: Problems) -> Iterator[Request]:
                 input_tokens=max(1, request.input_tokens),
                 output_tokens=max(1, request.output_tokens),
             )
-        moved.append(request._replace(arrival_s=arrival_s))
+        if 0 < len(request.units) < request.input_tokens // unit_tokens:
+            problems.add("hashes of less than the prompt", f"request {number}: the rest is new")
+        moved.append(request._replace(arrival_s=request.arrival_s + shift))
     start_s = min(request.arrival_s for request in moved)
     return (request._replace(arrival_s=request.arrival_s - start_s) for request in moved)
 
@@ -309,8 +340,10 @@ def _spread(workload: Workload) -> Workload:
     if len(moments) < 2 or len(requests) < COARSE * len(moments):
         return workload
     ticks = [after - before for before, after in pairwise(moments)]
+    usual_s = sorted(ticks)[len(ticks) // 2]
     # The last tick is as long as most.
-    lasts_s = dict(zip(moments, [*ticks, sorted(ticks)[len(ticks) // 2]], strict=True))
+    ends = [min(tick, LONGEST_TICK * usual_s) for tick in [*ticks, usual_s]]
+    lasts_s = dict(zip(moments, ends, strict=True))
     rng = random.Random(len(requests))
     spread = [
         request._replace(arrival_s=request.arrival_s + offset_s)

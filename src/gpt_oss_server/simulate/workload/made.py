@@ -174,6 +174,8 @@ def _begins(
     shape = 1.0 / arrivals.burstiness**2
     now_s, burst_until_s = 0.0, -1.0
     next_burst_s = _exponential(rng, arrivals.bursts_per_hour / 3600.0)
+    steady = not arrivals.day_swing and not arrivals.bursts_per_hour
+    longest_s = math.inf if steady else 10.0
     while True:
         left = rng.gammavariate(shape, 1.0 / shape) / rate
         # The rate changes slowly beside a gap, so that pieces of at most ten seconds follow it.
@@ -185,9 +187,9 @@ def _begins(
             speed = 1.0 + arrivals.day_swing * math.cos(hour_angle)
             if now_s < burst_until_s:
                 speed *= arrivals.burst_factor
-            piece_s = min(10.0, left / speed)
+            piece_s = min(longest_s, left / speed)
             now_s += piece_s
-            left = left - piece_s * speed if piece_s == 10.0 else 0.0
+            left = left - piece_s * speed if piece_s == longest_s else 0.0
             if now_s >= duration_s:
                 return
         yield now_s

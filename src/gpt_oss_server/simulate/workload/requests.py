@@ -15,6 +15,9 @@ from gpt_oss_server.errors import ConfigError
 
 UNIT_TOKENS = 512
 """Tokens that one hash stands for, unless the source says otherwise (Mooncake's figure)."""
+MOST_FACTOR = 1e12
+LONGEST_S = 1e10
+"""Three hundred years. Beyond, the last bits of a moment are no longer small beside a step."""
 
 
 class Request(NamedTuple):
@@ -81,6 +84,12 @@ class Workload:
         """The same requests, `factor` times as fast. Raises ConfigError."""
         if not 0 < factor < math.inf:
             raise ConfigError(f"a load factor must be above 0, not {factor}")
+        last_s = self.requests[-1].arrival_s if self.requests else 0.0
+        if factor > MOST_FACTOR or last_s / factor > LONGEST_S:
+            raise ConfigError(
+                f"{self.name}: played {factor:g} times as fast it would be over in "
+                f"{last_s / factor:g} s, which is more, or less, than can be simulated"
+            )
         faster = tuple(r._replace(arrival_s=r.arrival_s / factor) for r in self.requests)
         return replace(self, requests=faster)
 
