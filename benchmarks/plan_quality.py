@@ -7,8 +7,12 @@ For each case (`CASES`: a trace or a built-in mix, a model, GPUs, an engine) the
 `gpt-oss-server plan` makes it. Then the capacity of *every* layout under *every* policy and
 threshold is searched (of pipelines, which `plan` leaves out, under the two likeliest), on the
 stretch that the plan was made on and on one that it has not seen: of a trace another stretch of the
-same length, of a mix another seed. The target: the proposal bears at least 0.97 times the best on
-both.
+same length, of a mix another seed. The target: the proposal bears at least 0.97 times the best.
+
+The best of a hundred noisy figures is high by luck: a knee is where some burst first breaks a
+promise, and another draw has other bursts. So beside the best on each stretch, the search's winner
+on the first is judged on the second, as the proposal is: that is what knowing the exhaustive answer
+beforehand would have been worth.
 
 All cases take some ten minutes of two cores. They can be made in parts: each run goes on where the
 last one ended (`--cache`, several files are merged), begins nothing after `--minutes`, and says
@@ -20,12 +24,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from gpt_oss_server.commands.trial_processes import ProcessRunner
@@ -45,6 +51,7 @@ from promises import RESULTS, Promise, exit_status, keep, table
 from sim_inputs import machine, trace
 
 TARGET = 0.97
+STRETCHES = ("made on", "another")
 PLAN_S = 3600.0
 """Wall-clock limit of a plan here: nothing may be cut, however busy the machine is."""
 BUDGET_S = 45.0
@@ -128,9 +135,9 @@ def _case(
             return [f"{name}: all"]
         entry["plan"] = _planned(question, work, options.jobs)
         _save(options.cache[0], known)
-    stretches = {"made on": work.traffics.by_name["base"], "another": _another(case, record, work)}
+    played = (work.traffics.by_name["base"], _another(case, record, work))
     left = []
-    for stretch, workload in stretches.items():
+    for stretch, workload in zip(STRETCHES, played, strict=True):
         entry.setdefault(stretch, {"requests": len(workload.requests), "bears": {}})
         missing = _exhaust(question, work, workload, entry, stretch, options.jobs, end_s)
         _save(options.cache[0], known)
@@ -280,20 +287,38 @@ def _ratio(entry: Mapping[str, Any], stretch: str) -> float | None:
     return max(0.0, mine) / best if best > 0 else None
 
 
+def _to_winner(entry: Mapping[str, Any]) -> float | None:
+    """What the proposal bears of the first stretch's best, both on the other one. Of several that
+    are best, the luckiest there; the proposal itself, where it is one of them."""
+    first, other = (entry.get(stretch, {}).get("bears", {}) for stretch in STRETCHES)
+    best = max(first.values(), default=0.0)
+    winners = [key for key in first if first[key] == best and key in other]
+    mine = entry["plan"]["proposed"]
+    if mine in winners or not winners:
+        return 1.0 if winners else None
+    luckiest = max(abs(other[key]) for key in winners)
+    return max(0.0, other.get(mine, 0.0)) / luckiest
+
+
 def _judged(known: Mapping[str, Any]) -> list[Promise]:
     promises = []
-    for stretch, label in (("made on", "the stretch it was made on"), ("another", "another one")):
+    judged: list[tuple[str, Callable[[Mapping[str, Any]], float | None]]] = [
+        ("the best on the stretch it was made on", lambda entry: _ratio(entry, STRETCHES[0])),
+        ("the best on another one", lambda entry: _ratio(entry, STRETCHES[1])),
+        ("the first stretch's best, on the other", _to_winner),
+    ]
+    for label, of in judged:
         ratios = {
             name: ratio
             for name, entry in known.items()
-            if "plan" in entry and (ratio := _ratio(entry, stretch)) is not None
+            if "plan" in entry and (ratio := of(entry)) is not None
         }
         if ratios:
             worst = min(ratios, key=lambda name: ratios[name])
             promises.append(
                 Promise(
-                    f"proposal over the best, on {label}, worst of {len(ratios)} ({worst})",
-                    f"{ratios[worst]:.3f}",
+                    f"proposal over {label}, worst of {len(ratios)} ({worst})",
+                    f"{ratios[worst]:.3f}; geometric mean {_mean(ratios.values()):.3f}",
                     f"≥ {TARGET}",
                     ratios[worst] >= TARGET,
                 )
@@ -301,20 +326,24 @@ def _judged(known: Mapping[str, Any]) -> list[Promise]:
     return promises
 
 
+def _mean(ratios: Iterable[float]) -> float:
+    return math.exp(fmean(math.log(max(ratio, 1e-3)) for ratio in ratios))
+
+
 def _tables(known: Mapping[str, Any]) -> list[str]:
     lines = [
         "Requests per second; the exhaustive best of all candidates beside the proposal.",
         "",
         "| case | proposed | made on: proposal / best | another: proposal / best | best there "
-        "| candidates | plan's runs, s |",
-        "|---|---|---|---|---|---|---|",
+        "| there / the first's best | candidates | plan's runs, s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in known.items():
         if "plan" not in entry:
             continue
         plan = entry["plan"]
         cells = []
-        for stretch in ("made on", "another"):
+        for stretch in STRETCHES:
             bears = entry.get(stretch, {}).get("bears", {})
             best = max(bears.values(), default=0.0)
             ratio = _ratio(entry, stretch)
@@ -322,10 +351,12 @@ def _tables(known: Mapping[str, Any]) -> list[str]:
             cells.append("–" if ratio is None else f"{mine:.2f} / {best:.2f} = {ratio:.3f}")
         other = entry.get("another", {}).get("bears", {})
         best_there = max(other, key=lambda key: other[key]) if other else "–"
+        winner = _to_winner(entry)
+        against = "–" if winner is None else f"{winner:.3f}"
         count = len(entry.get("made on", {}).get("bears", {}))
         lines.append(
             f"| {name} | {plan['proposed']} | {cells[0]} | {cells[1]} | {best_there} "
-            f"| {count} | {plan['runs']}, {plan['seconds']} |"
+            f"| {against} | {count} | {plan['runs']}, {plan['seconds']} |"
         )
     return lines
 

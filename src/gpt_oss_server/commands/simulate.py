@@ -68,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="replicas report to the dispatcher every so many seconds (default: 0, always known)",
     )
+    add(
+        "--hindsight",
+        action="store_true",
+        help="also the best of all policies that know every answer's length, chosen afterwards",
+    )
     add("--sweep", action="store_true", help="find the largest load that each policy bears")
     add("--seeds", type=int, default=1, metavar="K", help="mean and interval over K draws")
     add("--sample-every", type=float, metavar="S", help="seconds between looks at the fleet")
@@ -82,7 +87,7 @@ def run(arguments: Arguments) -> int:
         StartupError: a file cannot be read or written, or the model does not fit.
         ConfigError: an unknown name, or an impossible setting.
     """
-    from gpt_oss_server.simulate.results.runs import played
+    from gpt_oss_server.simulate.results.runs import hindsight, played
 
     to_stdout = [name for name in _OUTPUTS if arguments[name] == "-"]
     if len(to_stdout) > 1:
@@ -93,9 +98,11 @@ def run(arguments: Arguments) -> int:
     document = _document(arguments, model.name, question)
     with closing(Progress()) as progress:
         rows = [played(question, name, progress) for name in question.policies]
+        best_per_s = hindsight(question, progress) if arguments["hindsight"] else None
     document["policies"] = {row.name: row.figures for row in rows}
+    document["hindsight_goodput_per_s"] = best_per_s
     if not to_stdout:
-        _print(question, rows, inputs.remarks(arguments))
+        _print(question, rows, inputs.remarks(arguments), best_per_s)
     inputs.write_json(arguments["json"], document)
     if arguments["html"] is not None:
         from gpt_oss_server.simulate.html.page import page
@@ -143,6 +150,8 @@ def _clients(arguments: Arguments) -> int | None:
     clients = inputs.optional_integer(arguments, "clients")
     if clients is not None and clients < 1:
         raise ConfigError(f"--clients must be at least 1, not {clients}")
+    if clients is not None and arguments["hindsight"]:
+        raise ConfigError("--hindsight compares what comes at the same moments: not with --clients")
     if clients is not None and arguments["sweep"]:
         raise ConfigError("--sweep varies how fast requests come; with --clients that is not given")
     return clients
@@ -251,7 +260,12 @@ def command_line(given: Arguments) -> str:
     return shlex.join(words)
 
 
-def _print(question: Question, rows: Sequence[Played], remarks: Sequence[str]) -> None:
+def _print(
+    question: Question,
+    rows: Sequence[Played],
+    remarks: Sequence[str],
+    hindsight_per_s: float | None,
+) -> None:
     from gpt_oss_server.simulate.results.number_text import per_second
     from gpt_oss_server.simulate.results.report import repeats_table, table
 
@@ -271,6 +285,9 @@ def _print(question: Question, rows: Sequence[Played], remarks: Sequence[str]) -
             least = "at least " if row.figures["sweep"]["endless"] else ""
             borne = per_second(row.figures["capacity_per_s"])
             lines.append(f"{row.name}: bears {least}{borne}")
+    if hindsight_per_s is not None:
+        best = f"goodput {per_second(hindsight_per_s)}"
+        lines.append(f"the best in hindsight, knowing every answer's length: {best}")
     if question.draws:
         lines += repeats_table({row.name: row.figures["repeats"] for row in rows})
     inputs.write_text("-", "\n".join([*lines, ""]))

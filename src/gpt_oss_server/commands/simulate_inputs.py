@@ -75,6 +75,12 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         default=DURATION_S,
         help=f"seconds of a mix (default: {DURATION_S:g})",
     )
+    add(
+        "--arrivals",
+        choices=("poisson", "bursty", "day"),
+        default="poisson",
+        help="how requests of a mix come; a day has 86400 s and begins at midnight",
+    )
     add("--load", type=float, default=1.0, help="play it so many times as fast (default: 1)")
     add("--seed", type=int, default=0, help="of mixes and random policies (default: 0)")
 
@@ -231,7 +237,7 @@ def fleet(arguments: Arguments, model: Simulated) -> Fleet:
 def workload(arguments: Arguments) -> Workload:
     """The file or mix of `--workload`, at `--load`. Raises StartupError, ConfigError."""
     from gpt_oss_server.simulate.workload.files import read_workload
-    from gpt_oss_server.simulate.workload.made import MIXES, make_workload
+    from gpt_oss_server.simulate.workload.made import MIXES, PATTERNS, make_workload
 
     name = str(arguments["workload"])
     load = number(arguments, "load")
@@ -245,6 +251,7 @@ def workload(arguments: Arguments) -> Workload:
             requests_per_s=rate,
             duration_s=duration_s,
             seed=seed(arguments),
+            arrivals=PATTERNS[str(arguments["arrivals"])],
         )
         if not made.requests:
             raise ConfigError(
@@ -270,6 +277,8 @@ def _check_pace(arguments: Arguments, made: bool) -> None:
             raise ConfigError(f"--{name} must be above 0, not {value:g}")
         if value != default and not made:
             raise ConfigError(f"--{name} is of a mix; a record has its own: --load plays it faster")
+    if arguments["arrivals"] != "poisson" and not made:
+        raise ConfigError("--arrivals is of a mix; a record comes as it came")
 
 
 def promises(arguments: Arguments) -> Slo:

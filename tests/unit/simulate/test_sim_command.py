@@ -201,10 +201,42 @@ def test_a_sweep_finds_the_load_that_is_borne(capsys: pytest.CaptureFixture[str]
     assert "earliest_completion: bears " in out.splitlines()[-1]
 
 
+def test_hindsight_is_no_worse_than_any_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under a load that is too much for all: the best of them, at least, in text and JSON."""
+    path = tmp_path / "out.json"
+    argv = ("--pools", "2xtp1+1xtp2", "--rate", "30", "--duration", "20", "--hindsight")
+    status, out, _ = simulate(capsys, *argv, "--policy", "all", "--json", str(path))
+    assert status == 0
+    written = json.loads(path.read_text())
+    each = [figures["goodput_per_s"] for figures in written["policies"].values()]
+    best_per_s = written["hindsight_goodput_per_s"]
+    assert 0 < max(each) <= best_per_s
+    assert min(each) < best_per_s
+    assert "in hindsight, knowing every answer's length: goodput " in out
+
+
+def test_how_requests_of_a_mix_come(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three patterns, three workloads; a day's nights are quieter than its afternoons."""
+    written = {}
+    for pattern in ("poisson", "bursty", "day"):
+        path = tmp_path / f"{pattern}.json"
+        argv = ("--workload", "chat", "--rate", "0.02", "--duration", "86400")
+        status = simulate(capsys, *argv, "--arrivals", pattern, "--json", str(path))[0]
+        assert status == 0
+        written[pattern] = json.loads(path.read_text())
+    assert len({one["workload"]["sha256"] for one in written.values()}) == 3
+    ends = written["day"]["policies"]["earliest_completion"]["ends"]["counts"]["as_promised"]
+    assert sum(ends[: len(ends) // 4]) < 0.6 * sum(ends[len(ends) // 2 : 3 * len(ends) // 4])
+
+
 @pytest.mark.parametrize(
     ("argv", "status", "says"),
     [
         (["--pools", "four"], 2, "--pools four: write COUNTxtpN, COUNTxppN or COUNTxtpN@GPU"),
+        (["--clients", "2", "--hindsight", *QUICK], 2, "--hindsight compares what comes at"),
+        (["--arrivals", "day", "--workload", __file__], 2, "--arrivals is of a mix"),
         (["--pools", "0xtp1"], 2, "--pools 0xtp1: a pool needs at least one replica"),
         (["--gpu", "v100"], 2, "unknown GPU type v100: use one of a100, "),
         (["--gpu", "l40s"], 1, "gpt_oss does not fit l40s-tp1: "),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from gpt_oss_server.routing.policies import policy
+from gpt_oss_server.routing.policies import POLICIES, policy
 from gpt_oss_server.routing.policies.view import RankingPolicy
 from gpt_oss_server.simulate.fleet.cluster import simulate
 from gpt_oss_server.simulate.fleet.pools import Failure, Fleet
@@ -18,7 +18,7 @@ from gpt_oss_server.simulate.results.outcome import Outcome
 from gpt_oss_server.simulate.results.repeats import repeats_json
 from gpt_oss_server.simulate.results.report import as_json, sweep_json
 from gpt_oss_server.simulate.results.slo import Slo, SloReport, judge
-from gpt_oss_server.simulate.results.sweep import Capacity, capacity
+from gpt_oss_server.simulate.results.sweep import Capacity, capacity, clairvoyant_goodput
 from gpt_oss_server.simulate.workload.requests import Workload
 
 
@@ -88,6 +88,22 @@ def played(question: Question, name: str, progress: Progress) -> Played:
         borne = figures.get("capacity_per_s")
         figures["repeats"] = _repeated(question, name, report, borne, progress)
     return Played(name, outcome, report, figures)
+
+
+def hindsight(question: Question, progress: Progress) -> float:
+    """Goodput, in requests per second, of the best of all policies on the first draw, each with
+    and without knowing every answer's length, chosen afterwards (`clairvoyant_goodput`)."""
+    progress.begin("hindsight")
+    return clairvoyant_goodput(
+        question.first.workload,
+        question.fleet,
+        [lambda name=name: question.policy(name, question.first.seed) for name in POLICIES],  # type: ignore[misc]
+        question.slo,
+        1.0,
+        failures=question.failures,
+        view_age_s=question.view_age_s,
+        progress=progress.tell_load,
+    )
 
 
 def _repeated(

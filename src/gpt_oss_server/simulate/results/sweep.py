@@ -137,13 +137,31 @@ def capacity(
 
 
 def clairvoyant_goodput(
-    workload: Workload, fleet: Fleet, makes: Sequence[MakePolicy], slo: Slo, factor: float
+    workload: Workload,
+    fleet: Fleet,
+    makes: Sequence[MakePolicy],
+    slo: Slo,
+    factor: float,
+    *,
+    failures: Sequence[Failure] = (),
+    view_age_s: float = 0.0,
+    progress: Progress | None = None,
 ) -> float:
     """Requests per second served as promised by the best of several policies, each told how long
     every answer will be, the best chosen in hindsight. What is attainable with knowledge that
     nobody has; no bound on all conceivable schedules."""
     points = [
-        load_point(workload, fleet, make, slo, factor, clairvoyant=clairvoyant)
+        load_point(
+            workload,
+            fleet,
+            make,
+            slo,
+            factor,
+            clairvoyant=clairvoyant,
+            failures=failures,
+            view_age_s=view_age_s,
+            progress=progress,
+        )
         for make in makes
         for clairvoyant in (True, False)
     ]

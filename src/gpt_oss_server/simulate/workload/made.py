@@ -81,6 +81,17 @@ class Arrivals:
             raise ConfigError("arrivals need burstiness > 0, 0 <= day_swing < 1, bursts >= 0")
 
 
+PATTERNS: Mapping[str, Arrivals] = MappingProxyType(
+    {
+        "poisson": Arrivals(),
+        # ServeGen (2025): coefficients of variation of 1 to 2.5 where requests come in bursts.
+        "bursty": Arrivals(burstiness=2.0, bursts_per_hour=6.0),
+        # Azure's and Mooncake's days: the busiest hours have some four times the quietest's.
+        "day": Arrivals(day_swing=0.6),
+    }
+)
+"""By name, for those who need not say more."""
+
 # Azure LLM inference trace 2023 (Splitwise, ISCA 2024): conversation, code.
 _CHAT = Kind("chat", 1.0, Lengths(1020, 2734, 4), Lengths(129, 424))
 _CODE = Kind("code", 1.0, Lengths(1930, 4500, 4), Lengths(13, 60))
