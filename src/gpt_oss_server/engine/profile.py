@@ -56,7 +56,9 @@ PENALISED = SamplingParams(
     repetition_penalty=1.1,
 )
 GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
-WARM_TOKENS = 16
+# One of each class of sizes by which kernels are compiled, that the largest steps do not show.
+WARM_TOKENS = (16, 64, 128, 256)
+WARM_ROWS = (1, 16, 32)
 _FIRST_KEY = 1 << 40
 
 
@@ -197,10 +199,17 @@ def measure(runner: Runner, limits: Limits, meter: Meter) -> Profile:
 
 
 def warm(runner: Runner, limits: Limits) -> None:
-    """Steps of few sequences, greedy and drawn, so that what is made at its first use is there.
-    They write into block 0 of each pool, which nobody holds yet."""
-    prompt = min(limits.batch_tokens, limits.max_len, WARM_TOKENS)
-    for tokens in (prompt, 1):
+    """Steps of few tokens and sequences, greedy and drawn, so that what is made at its first use is
+    there: kernels are compiled by classes of both. They write into block 0 of each pool, which
+    nobody holds yet."""
+    most = min(limits.batch_tokens, limits.max_len)
+    prompts = sorted({min(tokens, most) for tokens in WARM_TOKENS})
+    decoding = min(limits.max_num_seqs, limits.batch_tokens)
+    rows = sorted({min(count, decoding) for count in WARM_ROWS})
+    steps = [_layout(limits, [tokens], [tokens]) for tokens in prompts]
+    steps += [_layout(limits, [1] * count, [prompts[0]] * count) for count in rows]
+    for step in steps:
         for sampling in (GREEDY, COSTLY):
-            run(runner, [_layout(limits, [tokens], [prompt])], sampling)
-            runner.sampler.drop(_somebody(_FIRST_KEY, sampling))
+            run(runner, [step], sampling)
+            for n in range(len(step.sample_rows)):
+                runner.sampler.drop(_somebody(_FIRST_KEY + n, sampling))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gpt_oss_server.engine.profile import Limits, decode, mixed, wide
 from gpt_oss_server.engine.runner import Runner
 from gpt_oss_server.engine.shortage import Shortage
 from gpt_oss_server.engine.spec import EngineSpec
-from gpt_oss_server.engine.step import StepInput
+from gpt_oss_server.engine.step import StepInput, StepLayout
 from gpt_oss_server.errors import StartupError
 from gpt_oss_server.memory.activations import activations_of
 from gpt_oss_server.memory.architecture import shape_from_config
@@ -318,6 +319,46 @@ def test_a_pool_that_leaves_too_little_is_told(
         "warning: steps may need 0.5 MiB more than the KV cache leaves of cuda:1: choose a smaller "
         "--kv-cache-memory"
     ]
+
+
+class Noted:
+    """A runner, and its sampler, that keep what they are asked for."""
+
+    depth = 1
+    lookahead = False
+
+    def __init__(self) -> None:
+        self.sampler: Any = self
+        self.steps: list[tuple[int, int]] = []
+        self.sampled: list[int] = []
+        self.dropped: list[int] = []
+
+    def launch(self, layout: StepLayout) -> None:
+        self.steps.append((len(layout.token_ids), len(layout.sample_rows)))
+
+    def sample(self, sampling: list[Any]) -> None:
+        self.sampled += [seq.key for seq in sampling]
+
+    def collect(self, sampling: list[Any]) -> None: ...
+
+    def drop(self, seq: Any) -> None:
+        self.dropped.append(seq.key)
+
+
+def test_every_class_of_sizes_is_warmed() -> None:
+    """Prompts and numbers of sequences up to where the largest steps take over, within what the
+    settings allow; and the sampler keeps nothing of anybody."""
+    large = replace(LIMITS, batch_tokens=2048, max_num_seqs=64, max_len=4096)
+    small = replace(LIMITS, batch_tokens=40, max_num_seqs=2, max_len=4096)
+    for limits, expected in (
+        (large, {(16, 1), (64, 1), (128, 1), (256, 1), (1, 1), (16, 16), (32, 32)}),
+        (small, {(16, 1), (40, 1), (1, 1), (2, 2)}),
+    ):
+        runner: Any = Noted()
+        profile.warm(runner, limits)
+        assert set(runner.steps) == expected
+        assert len(runner.steps) == 2 * len(expected)
+        assert runner.sampled == runner.dropped != []
 
 
 @pytest.mark.parametrize("eager", [False, True])

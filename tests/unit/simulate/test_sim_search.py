@@ -114,6 +114,19 @@ def test_the_simpler_of_equals_is_proposed() -> None:
     assert what.proposed.no_worse
 
 
+def test_a_policy_that_chance_held_back_gets_a_second_one() -> None:
+    """Far below on the short stretch alone, the best elsewhere: found, and followed to the end."""
+    usual, name = table(PLAIN_ROWS), "4×tp1 + 2×tp2, new_tokens_times_batch"
+
+    def bears(one: Candidate, traffic: str) -> float:
+        unlucky = named(one) == name
+        return (4.0 if traffic == "short" else 12.0) if unlucky else usual(one, traffic)
+
+    what, _ = found(bears)
+    assert named(what.best.candidate) == name
+    assert what.best.basis == "draws"
+
+
 def test_simplicity_costs_nothing_on_the_traffic_as_it_was_given() -> None:
     """As good on the mean, and yet a tenth below the best where nothing was drawn: not proposed."""
     scatter = {"base": 0.91, "draw 1": 1.02, "draw 2": 1.02, "draw 3": 1.02}
@@ -160,13 +173,13 @@ def test_what_runs_today_is_measured_whatever_it_bears() -> None:
 
 
 def test_layouts_that_are_left_early_are_said_to_be_below() -> None:
-    """By how much at the least; they cost one trial each."""
+    """By how much at the least; they cost one trial on each stretch."""
     what, runner = found(table(PLAIN_ROWS), rules=RULES[:1])
     below = {named(one.candidate): one.per_s for one in what.below}
     assert list(below) == ["4×tp1 + 1×tp4, earliest_completion"]
     assert 4.0 < below["4×tp1 + 1×tp4, earliest_completion"] <= 9.0 / GRID**8
     played = [t for t in runner.trials if t.candidate.fleet.name == "4×h100-tp1 + 1×h100-tp4"]
-    assert len(played) == 1
+    assert [one.traffic for one in played] == ["short", "base"]
 
 
 def test_bad_guesses_cost_trials_but_no_truth() -> None:

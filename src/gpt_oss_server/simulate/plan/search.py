@@ -90,6 +90,10 @@ def search(
     return _Search(problem, explorer, tell).run()
 
 
+def _uniform(one: Candidate) -> bool:
+    return len(one.fleet.pools) == 1
+
+
 class _Search:
     def __init__(self, problem: Problem, explorer: Explorer, tell: Callable[[str], None]) -> None:
         self._problem = problem
@@ -206,11 +210,12 @@ class _Search:
         near.sort(key=lambda one: (-self._short_step(one), *plainness(one)))
         chosen = near[:MOST_CONTENDERS]
         notes.not_tried = len(near) - len(chosen)
-        for kind in (lambda one: len(one.fleet.pools) == 1, lambda one: one.rule.plain):
+        for kind in (_uniform, lambda one: one.rule.plain):
             chosen += [one for one in self._top(kind) if one not in chosen]
         self._on_base(chosen[:1])
         # How much the first one's knee moved tells where those of the others will be.
         self._on_base(chosen[1:], moved=self._moved(chosen[0]))
+        self._second_chances()
         current = self._problem.current
         if current is not None:
             notes.candidates.setdefault(current.key, current)
@@ -219,6 +224,51 @@ class _Search:
             self._explore(
                 [(current, self._knee(begin, BASE))], BASE, notes.base, "layouts that run today"
             )
+
+    def _second_chances(self) -> None:
+        """Who fell behind on the short stretch may have done so by chance: on the whole one, every
+        other policy on the best layout and the best uniform one, and then what is the best policy
+        on every layout, at one load each; those that bear it go on."""
+        rules = self._problem.rules
+        leads = [self._best_base(lambda one: True), self._best_base(_uniform)]
+        fleets = {one.fleet.name: one.fleet for one in leads if one is not None}
+        others = [Candidate(fleet, rule) for fleet in fleets.values() for rule in rules[fleet.name]]
+        self._gated_on_base(others)
+        first = self._best_base(lambda one: True)
+        if first is None:
+            return
+        same = [
+            Candidate(fleet, rule)
+            for fleet in self._problem.fleets
+            for rule in rules[fleet.name]
+            if rule.name == first.rule.name
+        ]
+        self._gated_on_base(same)
+
+    def _gated_on_base(self, candidates: Sequence[Candidate]) -> None:
+        """Knees on the whole stretch of those that bear a step less than the best."""
+        notes, first = self._notes, self._best_base(lambda one: True)
+        best = notes.base[first.key] if first is not None else None
+        if first is None or best is None:
+            return
+        at = best.step - 1
+        left = [one for one in candidates if one.key not in notes.base]
+        found: dict[str, Knee | None] = {}
+        asks = [(one, gated(at, best.step, self._most(BASE))) for one in left]
+        self._explore(asks, BASE, found, "candidates on the whole stretch")
+        notes.base |= {key: one for key, one in found.items() if one is not None}
+        known = notes.short.get(first.key)
+        if known is not None:
+            limit = known.verdict.requests_per_s / GRID
+            for key, one in found.items():
+                if one is None and notes.short.get(key) is None:
+                    notes.below[key] = min(limit, notes.below.get(key, math.inf))
+
+    def _best_base(self, kind: Callable[[Candidate], bool]) -> Candidate | None:
+        notes = self._notes
+        met = {key: one.step for key, one in notes.base.items() if one is not None}
+        some = [notes.candidates[key] for key in met if kind(notes.candidates[key])]
+        return min(some, key=lambda one: (-met[one.key], *plainness(one)), default=None)
 
     def _on_base(self, candidates: Sequence[Candidate], moved: int = 0) -> None:
         shift = math.log(self._problem.rates[SHORT] / self._problem.rates[BASE], GRID)
@@ -277,7 +327,7 @@ class _Search:
         near = [one for one in ordered if met[one.key].step >= best - FINAL_SLACK]
         chosen = near[:MOST_FINALISTS]
         for kind in (
-            lambda one: len(one.fleet.pools) == 1,
+            _uniform,
             lambda one: one.rule.plain,
             lambda one: self._problem.current is not None and one.key == self._problem.current.key,
         ):
