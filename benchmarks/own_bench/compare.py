@@ -6,6 +6,7 @@ Knows: two columns of times and a class of each request. Does not know: where th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +36,10 @@ def quantiles(input_tokens: Floats, ttft_s: Floats, e2e_s: Floats) -> Figures:
     return found
 
 
-def mean_of(runs: Sequence[Figures]) -> Figures:
-    """Mean of each figure over runs."""
+def middle_of(runs: Sequence[Figures]) -> Figures:
+    """Median of each figure over runs: one that the machine held up does not count for all."""
     return {
-        name: {key: sum(run[name][key] for run in runs) / len(runs) for key in runs[0][name]}
+        name: {key: median(run[name][key] for run in runs) for key in runs[0][name]}
         for name in runs[0]
     }
 
@@ -53,8 +54,8 @@ def errors(foreseen: Figures, measured: Figures) -> Figures:
 
 def spread(runs: Sequence[Figures]) -> Figures:
     """How far real runs of the same load are apart: half of the largest less the smallest, over
-    their mean. What no model can be expected to be closer than."""
-    middle = mean_of(runs)
+    their median. What no model can be expected to be closer than."""
+    middle = middle_of(runs)
     return {
         name: {
             key: (max(run[name][key] for run in runs) - min(run[name][key] for run in runs))

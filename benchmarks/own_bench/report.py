@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from own_bench.compare import SHORT_TOKENS, errors, mean_of, spread
+from own_bench.compare import SHORT_TOKENS, errors, middle_of, spread
 from promises import Promise, table
 
 TARGETS = {"e2e_p50": 0.10, "e2e_p95": 0.15}
@@ -29,18 +29,18 @@ def groups(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def sizes(repeats: Sequence[Result], key: str, how: str) -> list[float]:
-    """Size of the error of each repeat (of all its requests): mean of its runs foreseen (`how`: as
-    calibrated, or told the cores' speed) over their mean measured."""
+    """Size of the error of each repeat (of all its requests): median of its runs foreseen (`how`:
+    as calibrated, or told the cores' speed) over their median measured."""
     found = []
     for one in repeats:
-        foreseen = mean_of([run[how] for run in one["runs"]])
-        measured = mean_of([run["measured"] for run in one["runs"]])
+        foreseen = middle_of([run[how] for run in one["runs"]])
+        measured = middle_of([run["measured"] for run in one["runs"]])
         found.append(abs(errors(foreseen, measured)["all"][key]))
     return found
 
 
 def apart(repeats: Sequence[Result], key: str) -> list[float]:
-    """How far runs of one repeat are from their mean, where there are several."""
+    """How far runs of one repeat are from their median, where there are several."""
     return [
         spread([run["measured"] for run in one["runs"]])["all"][key]
         for one in repeats
@@ -87,8 +87,8 @@ def markdown(results: Sequence[Result], described: dict[str, Any]) -> str:
         "Built-in `tiny` shape with random weights, one engine thread per replica, front and "
         "engine on one core, at most 32 sequences. Calibrated on closed loops; played and "
         "foreseen: bursts of chats, code and documents, open loop. Error: foreseen over measured "
-        "less one; of a repeat, means over its runs. Foreseen is told how much slower than during "
-        "calibration a probe found the cores in that run; in brackets, without being told.",
+        "less one; of a repeat, medians over its runs. Foreseen is told how much slower than "
+        "during calibration a probe found the cores in that run; in brackets, without that.",
         "",
         *table(promises(results)),
     ]
