@@ -5,10 +5,12 @@
 
 Capacity is the largest load at which every class of requests is served as promised for 95 % (first
 token within 2 s up to 2,048 prompt tokens, 10 s above; 50 ms per further token), gpt-oss-120b on 8
-H100. A load is the trace's own requests, a stretch of it (`STRETCHES`; with `--later` another one),
-played faster or slower; `--full` takes the whole trace. One trace takes some minutes. `--hindsight`
-also compares goodput at our own capacity with the best of all policies that know every answer's
-length. Exit status 2 where a target is missed.
+H100 (`--gpu`: others). A load is the trace's own requests, a stretch of it (`STRETCHES`; with
+`--later` another one), played faster or slower; `--full` takes the whole trace. A built-in mix
+stands beside the traces: a quarter of an hour of it, from a seed that no number of any policy was
+chosen on. One trace takes some minutes. `--hindsight` also compares goodput at our own capacity
+with the best of all policies that know every answer's length. Exit status 2 where a target is
+missed.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from gpt_oss_server.routing.policies import POLICIES, policy
 from gpt_oss_server.routing.policies.view import RankingPolicy
 from gpt_oss_server.simulate.results.slo import Slo
 from gpt_oss_server.simulate.results.sweep import capacity, clairvoyant_goodput, load_point
+from gpt_oss_server.simulate.workload.made import MIXES, make_workload
+from gpt_oss_server.simulate.workload.requests import Workload
 from promises import RESULTS, Promise, exit_status, keep, table
 from sim_inputs import LAYOUTS, TRACES, fleet, machine, trace
 
@@ -39,13 +43,15 @@ STRETCHES: Mapping[str, tuple[float, float, float]] = {
     "azure": (600.0, 1800.0, 9.0),
     "servegen": (30_000.0, 32_000.0, 2.5),
 }
-# Other parts of the same traces, on which no number of any policy was chosen.
+# Other parts of the same traces.
 LATER: Mapping[str, tuple[float, float, float]] = {
     "mooncake": (1800.0, 3000.0, 2.0),
     "azure": (2100.0, 3300.0, 9.0),
     "servegen": (15_000.0, 17_000.0, 2.5),
 }
-HEAVY_TAILED = ("mooncake", "servegen")
+# Of a mix: requests per second, seconds, and the seeds (the first; `--later`).
+MIX = (6.0, 900.0, (100, 101))
+HEAVY_TAILED = ("mooncake", "servegen", "mixed", "agents")
 SETTINGS = {"seed": 1, "kv_bytes_per_token": 36_864}
 Row = dict[str, float]
 
@@ -54,9 +60,11 @@ def main() -> int:
     options = _options()
     if options.merge:
         cells: dict[str, Any] = {}
-        for path in options.merge:
-            cells |= json.loads(Path(path).read_text())["capacity_per_s"]
         hindsight: dict[str, float] = {}
+        for path in options.merge:
+            made = json.loads(Path(path).read_text())
+            cells |= made["capacity_per_s"]
+            hindsight |= made["hindsight"]
     else:
         cells, hindsight = measured(options)
     promises = judged(cells, hindsight)
@@ -66,6 +74,7 @@ def main() -> int:
     if options.out is not None:
         name = "sim-capacity" + ("" if options.merge else "-" + "-".join(options.traces))
         name += "-later" if options.later else ""
+        name += "" if options.gpu == "h100" else f"-{options.gpu}"
         result = {"capacity_per_s": cells, "hindsight": hindsight}
         keep(options.out, datetime.now(UTC).isoformat(), name, text, result)
     return exit_status(promises, quick=False)
@@ -74,9 +83,10 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--traces", nargs="+", choices=tuple(TRACES), default=list(TRACES))
+    parser.add_argument("--traces", nargs="+", choices=(*TRACES, *MIXES), default=list(TRACES))
     parser.add_argument("--layouts", nargs="+", choices=tuple(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--policies", nargs="+", choices=tuple(POLICIES), default=list(POLICIES))
+    parser.add_argument("--gpu", default="h100", help="type of GPU (default: h100)")
     parser.add_argument("--full", action="store_true", help="whole traces")
     parser.add_argument("--later", action="store_true", help="another stretch of each trace")
     parser.add_argument("--tolerance", type=float, default=0.03)
@@ -96,11 +106,9 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, flo
     cells: dict[str, Row] = {}
     hindsight: dict[str, float] = {}
     for name in options.traces:
-        start_s, end_s, start = (LATER if options.later else STRETCHES)[name]
-        whole = trace(options.folder, name)
-        asked = whole if options.full else whole.between(start_s, end_s)
+        asked, start = _load(options, name)
         for layout in options.layouts:
-            found = fleet(LAYOUTS[layout])
+            found = fleet(LAYOUTS[layout], gpu=options.gpu)
             row: Row = {}
             began_s = time.monotonic()
             for rule in options.policies:
@@ -126,6 +134,17 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, flo
             figures = ", ".join(f"{rule} {value:.2f}" for rule, value in row.items())
             print(f"{name}, {layout}: {figures} ({spent_s:.0f} s)", file=sys.stderr, flush=True)
     return cells, hindsight
+
+
+def _load(options: argparse.Namespace, name: str) -> tuple[Workload, float]:
+    """What is played, and the load factor at which the search begins."""
+    if name in MIXES:
+        per_s, seconds, seeds = MIX
+        seed = seeds[options.later]
+        return make_workload(name, requests_per_s=per_s, duration_s=seconds, seed=seed), 1.5
+    start_s, end_s, start = (LATER if options.later else STRETCHES)[name]
+    whole = trace(options.folder, name)
+    return (whole if options.full else whole.between(start_s, end_s)), start
 
 
 def judged(cells: Mapping[str, Row], hindsight: Mapping[str, float]) -> list[Promise]:

@@ -37,9 +37,11 @@ class DrainRate:
 
     def rate_per_s(self) -> float | None:
         """Shares of the pool freed per second; None before anything was."""
-        if self._weighted <= 0.0 or self._busy_s <= 0.0:
+        # Of a busy time too short to tell from none the share is 0, not merely small.
+        seen = -math.expm1(-self._decay * self._busy_s)
+        if self._weighted <= 0.0 or seen <= 0.0:
             return None
-        return self._weighted / -math.expm1(-self._decay * self._busy_s)
+        return self._weighted / seen
 
     def retry_after_s(self, share: float, *, fallback_s: int, cap_s: int) -> int:
         """Whole seconds until `share` will have come free, from 1 to `cap_s`.

@@ -83,3 +83,13 @@ def test_retry_after_is_always_within_limits(
         drain.advance(now_s, busy)
         drain.freed(freed)
     assert 1 <= drain.retry_after_s(share, fallback_s=5, cap_s=120) <= 120
+
+
+def test_a_busy_time_of_nearly_nothing_says_nothing() -> None:
+    """The smallest moment there is: no rate can be told, and none is made up."""
+    drain = DrainRate(half_life_s=10.0)
+    drain.advance(0.0, False)
+    drain.advance(5e-324, True)
+    drain.freed(0.5)
+    assert drain.rate_per_s() is None
+    assert drain.retry_after_s(0.1, fallback_s=3, cap_s=60) == 3

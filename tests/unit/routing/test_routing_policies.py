@@ -68,6 +68,8 @@ def order(name: str, asked: Ask, *replicas: ReplicaState) -> str:
 
 
 WORK = (0.0,) * 11 + (3.0,) + (0.0,) * 12  # three seconds of prompts of 1,024 … 2,047 tokens
+BEHIND = (0.0,) * 14 + (0.5,) + (0.0,) * 9  # half a second of prompts of 8,192 … 16,383
+PREFIX = {"cached_tokens": 600}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +179,38 @@ WORK = (0.0,) * 11 + (3.0,) + (0.0,) * 12  # three seconds of prompts of 1,024 �
             [state("a", prefill_share=0.7), state("b", decoding=8)],
             "ba",
             "decoding beside prefills is slow",
+        ),
+        (
+            "earliest_completion",
+            ask(100),
+            [
+                state("a", waiting=1, waiting_tokens=9000, waiting_work_s=BEHIND),
+                state("b", decoding=20, context_tokens=20_000),
+            ],
+            "ba",
+            "an answer that turns out short would be all wait",
+        ),
+        (
+            "earliest_completion",
+            ask(1500),
+            [
+                state("a", decoding=2, context_tokens=3000),
+                state("b", decoding=8, context_tokens=12_000, prefill_share=0.45, **PREFIX),
+                state("c", decoding=30, context_tokens=45_000, prefill_share=0.5),
+            ],
+            "bac",
+            "the idler one would hold the prefix a second time",
+        ),
+        (
+            "earliest_completion",
+            ask(1500),
+            [
+                state("a", decoding=2, context_tokens=3000),
+                state("b", decoding=8, context_tokens=12_000, prefill_share=0.8, **PREFIX),
+                state("c", decoding=8, context_tokens=12_000),
+            ],
+            "acb",
+            "held twice rather than late",
         ),
     ],
 )

@@ -16,6 +16,9 @@ kept apart (long prompts with few decoders, long answers with little prefill) wh
            this prompt's
     harm   its own prefill's share of the time that each decoding answer, and each waiting first
            token, was promised to take, times how much those mind by now (the slope of the power)
+    twice  what is cached of the prompt elsewhere but not here would be held twice: it displaces
+           as much of what others come back for, whose prefill then does harm again, some time,
+           somewhere: as much as a prefill does now on the mean of all replicas
 
 Times come from each pool's own speed, so that a replica of four GPUs and one of a single GPU
 compare in seconds. No threshold says what is long. What was tried instead is in
@@ -36,6 +39,11 @@ POWER = 4
 """How sharply a level counts as it nears 1."""
 CAUTION = 1.3
 """The share of prefill to come over the recent one: it varies, and being too slow costs more."""
+SHORT_ANSWER = 0.5
+"""An answer as short as may well come, over the expected one: prefill work that comes between its
+tokens is spread over that few. Whose answer is short is not known, and it is they who suffer."""
+DISPLACED = 3.0
+"""Prefills that a token held twice costs later, by displacing one that others come back for."""
 FULL_POWER = 8
 """How suddenly a filling cache counts: a wait of an eighth of a service time where it is full,
 a hundredth of that at 56 %."""
@@ -49,10 +57,25 @@ class EarliestCompletion:
     name = "earliest_completion"
 
     def rank(self, ask: Ask, replicas: Sequence[ReplicaState]) -> list[Ranked]:
-        return by_score([Ranked(_score(ask, r), r.id) for r in replicas if able(ask, r)])
+        fit = [r for r in replicas if able(ask, r)]
+        most = max((r.cached_tokens for r in fit), default=0)
+        scored, prices = [], []
+        for replica in fit:
+            score, price = _score(ask, replica)
+            scored.append(Ranked(score, replica.id))
+            prices.append(price)
+        if most > 0:
+            # Summed so that the order of the replicas does not matter, not even in rounding.
+            price = DISPLACED * math.fsum(prices) / len(prices)
+            scored = [
+                Ranked(ranked.score + price * _twice_s(replica, most), ranked.id)
+                for ranked, replica in zip(scored, fit, strict=True)
+            ]
+        return by_score(scored)
 
 
-def _score(ask: Ask, replica: ReplicaState) -> float:
+def _score(ask: Ask, replica: ReplicaState) -> tuple[float, float]:
+    """What the request adds to everybody's levels, and what a second of prefill adds there."""
     pool = replica.pool
     speed = pool.speed
     answer = max(1.0, ask.expected_output_tokens)
@@ -68,12 +91,19 @@ def _score(ask: Ask, replica: ReplicaState) -> float:
     room_s = answer * step_s * _fullness(replica, new, answer, batch) ** FULL_POWER / 8
     late = (ahead_s + own_s + steps * step_s + room_s) / ttft_s
     stretched_s = step_s / (1.0 - min(MOST_PREFILL, CAUTION * replica.prefill_share))
-    slow = (stretched_s + behind_s / answer) / tpot_s
+    slow = (stretched_s + behind_s / (SHORT_ANSWER * answer)) / tpot_s
     waiting_s = ahead_s + behind_s
     slow_there = (stretched_s + waiting_s / answer) / tpot_s
     minding = replica.decoding * slow_there ** (POWER - 1) / (answer * tpot_s)
     minding += replica.waiting * (waiting_s / ttft_s) ** (POWER - 1) / ttft_s
-    return float(late**POWER + slow**POWER + POWER * own_s * minding)
+    price = POWER * minding
+    return float(late**POWER + slow**POWER + own_s * price), price
+
+
+def _twice_s(replica: ReplicaState, cached_tokens: int) -> float:
+    """Seconds of prefill of what another replica has cached of the prompt and this one has not."""
+    missing = cached_tokens - replica.cached_tokens
+    return replica.pool.speed.prefill_s(missing, replica.cached_tokens) if missing else 0.0
 
 
 def _waiting_work(replica: ReplicaState, tokens: int) -> tuple[float, float]:
