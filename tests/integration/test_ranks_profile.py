@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from gpt_oss_server.engine.phases import Phases
 from gpt_oss_server.engine.ranks.comms import Comms
 from gpt_oss_server.engine.ranks.outfit import load
 from gpt_oss_server.engine.ranks.rank import Expected, Rank
@@ -29,7 +30,17 @@ def _measured(comms: Comms, spec: EngineSpec) -> dict[str, Any]:
     """In a rank: what it found, and what it has left for KV."""
     torch.manual_seed(0)
     said: list[str] = []
-    mine = load(spec, comms.place, comms, said.append, None, lambda _: StorageMeter())
+    phases = Phases()
+    tokens: list[int] = []
+    compute = Rank.compute
+
+    def counted(self: Rank, expected: Expected) -> Any:
+        outcome = compute(self, expected)
+        tokens.append(outcome[0].token_ids.numel())
+        return outcome
+
+    Rank.compute = counted  # type: ignore[method-assign]
+    mine = load(spec, comms.place, comms, said.append, phases, lambda _: StorageMeter())
     assert mine.profile is not None
     return {
         "peak": mine.profile.step.allocated_bytes,
@@ -38,6 +49,8 @@ def _measured(comms: Comms, spec: EngineSpec) -> dict[str, Any]:
         "weights": mine.part.loaded.weights_bytes,
         "told": mine.report().budget_bytes,
         "said": said,
+        "phases": [phase.name for phase in phases.passed],
+        "tokens": tokens,
     }
 
 
@@ -64,6 +77,9 @@ def test_each_rank_sets_aside_what_it_measured(folder: str, mode: str) -> None:
         assert rank["budget"] == rank["told"] == left
         assert "profiling the largest steps" in rank["said"]
         assert rank["aside"] >= rank["peak"] > 0
+        assert rank["phases"] == ["load", "profile", "warm"]
+        # Of every class of sizes by which kernels are compiled, that the limits allow.
+        assert {16, 64, 1} <= set(rank["tokens"])
     leader, other = (found[0], found[1]) if mode == "tensor" else (found[1], found[0])
     assert leader["aside"] > other["aside"]
     # The logits of four sequences and what sampling makes of them.

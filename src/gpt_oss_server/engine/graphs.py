@@ -33,6 +33,9 @@ MOST_SEQUENCES = 512
 WARM_UPS = 2
 # For one size's nodes and their arguments, some 300 launches: reckoned, not measured.
 DRIVER_BYTES = 16 << 20
+# Recordings are made on a stream of their own, for which cuBLAS and cuBLASLt take workspaces: up to
+# 32 MiB each on Hopper, less on others. Reckoned, not measured.
+LIBRARY_BYTES = 64 << 20
 _NO_SLOT = -1
 _KNOWN = -1
 
@@ -122,8 +125,8 @@ class _Size:
 
 def predicted_bytes(room: Room, vocab_size: int, dtype_bytes: int, decode_bytes: int) -> int:
     """What recordings will take of the device, at most: their fixed tensors, `decode_bytes` for
-    the largest decode step (smaller ones fit into what it took), and the driver's own. For a pool
-    that is allocated before them, because they have its addresses in them."""
+    the largest decode step (smaller ones fit into what it took), libraries' workspaces and the
+    driver's own. For a pool that is allocated before them: they have its addresses in them."""
     sizes = ladder(room.max_num_seqs)
     most = sizes[-1]
     arrays = 5 + room.groups  # ids, ids to come, positions, starts, lengths; slots
@@ -134,7 +137,7 @@ def predicted_bytes(room: Room, vocab_size: int, dtype_bytes: int, decode_bytes:
         + ALIGNMENT_BYTES * (arrays + 1)
         + 8 * room.max_num_seqs
     )
-    return fixed + decode_bytes + len(sizes) * DRIVER_BYTES
+    return fixed + decode_bytes + LIBRARY_BYTES + len(sizes) * DRIVER_BYTES
 
 
 def ladder(max_num_seqs: int) -> list[int]:

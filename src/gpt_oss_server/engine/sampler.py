@@ -59,12 +59,15 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 class Drawn:
     """What `Sampler.draw` found: `tokens` [S] on the device, and all that the host wants to know on
     its way there. `logs` [W, vocab] are the log-probabilities of the W rows that asked for some.
-    `restricted`: guides have the last word on the tokens."""
+    `restricted`: guides have the last word on the tokens; then `other` are two [W, 1], room for
+    tokens that a guide wants instead and for their log-probabilities: what the host makes of a step
+    must not need memory that the device may not have."""
 
     tokens: torch.Tensor
     back: Fetched
     logs: torch.Tensor | None
     restricted: bool
+    other: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +133,14 @@ class Sampler:
             chosen = self._draw(adjusted, sent, bound)
             tokens = tokens.index_copy_(0, sent["random"], chosen) if "random" in sent else chosen
         back = [tokens, torch.isfinite(raw.amax(dim=-1))]
-        logs = None
+        logs = other = None
         if "wanted" in sent:
             logs = torch.log_softmax(raw[sent["wanted"]], dim=-1)
             back += _alternatives(logs, tokens[sent["wanted"]], [s.job.sampling for s in seqs])
-        return Drawn(tokens, fetch(back), logs, restriction is not None)
+            if restriction is not None:
+                room = torch.empty((len(logs), 1), dtype=torch.int64, device=self._device)
+                other = room, torch.empty_like(room, dtype=logs.dtype)
+        return Drawn(tokens, fetch(back), logs, restriction is not None, other)
 
     def finish(self, drawn: Drawn, seqs: Seq[Sequence]) -> Sampled:
         """What was drawn, on the host; `seqs` as they were for `draw`."""
@@ -150,10 +156,10 @@ class Sampler:
             wanted = [
                 (n, p) for n, s in enumerate(seqs) if (p := s.job.sampling.logprobs) is not None
             ]
-            if any(n in changed for n, _ in wanted):
-                new = np.array([[settled[n]] for n, _ in wanted], dtype=np.int64)
-                [at] = send_named({"at": new}, self._device).values()
-                own = drawn.logs.gather(-1, at)
+            if drawn.other is not None and any(n in changed for n, _ in wanted):
+                at, own = drawn.other
+                at.copy_(torch.tensor([[settled[n]] for n, _ in wanted]))
+                torch.gather(drawn.logs, -1, at, out=own)
             for (n, count), *row in zip(
                 wanted, own.view(-1).tolist(), values.tolist(), best.tolist(), strict=True
             ):

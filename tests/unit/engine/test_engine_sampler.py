@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampler_rows import drawn, row, sample
 
+from gpt_oss_server.engine import sampler as sampler_module
+from gpt_oss_server.engine.guided import Restriction
 from gpt_oss_server.engine.sampler import Sampler, _invert, uniforms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -287,3 +290,35 @@ def test_equal_logprobs_are_listed_by_id_in_any_batch() -> None:
     assert one is not None
     assert one == both
     assert next(token for token, _ in one[1]) == 400
+
+
+class Insisting:
+    """A guide that allows all, and then has its way: token 3 for the sequence of key 1."""
+
+    def restriction(self, seqs: Any) -> Restriction:
+        allowed = np.full((1, 1), -1, dtype=np.int32)
+        return Restriction([1], allowed, [False])
+
+    def settle(self, seqs: Any, tokens: Any) -> list[int]:
+        return [3 if seq.key == 1 else token for seq, token in zip(seqs, tokens, strict=True)]
+
+
+def test_a_token_that_a_guide_wants_instead_has_its_own_logprob(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Row for row, and without asking the device for memory once the step is drawn."""
+    logits = torch.tensor([LOGITS] * 3) * torch.tensor([[1.0], [2.0], [0.5]])
+    rows = [row(key=n, logprobs=2 if n else None) for n in range(3)]
+    sampler = Sampler(6, torch.device("cpu"), Insisting())  # type: ignore[arg-type]
+    drawn_step = sampler.draw(logits, rows)
+    monkeypatch.setattr(sampler_module, "send_named", None)
+    found = sampler.finish(drawn_step, rows)
+    assert found.tokens == [1, 3, 1]
+    assert found.settled == {1}
+    logs = torch.log_softmax(logits, dim=-1)
+    assert found.logprobs[0] is None
+    for n, token in ((1, 3), (2, 1)):
+        said = found.logprobs[n]
+        assert said is not None
+        assert said[0] == pytest.approx(float(logs[n, token]))
+        assert [token for token, _ in said[1]] == BY_RANK[:2]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpt_oss_server.engine.ranks.messages import Step
 from gpt_oss_server.engine.ranks.packing import pack, unpack
-from gpt_oss_server.engine.ranks.pools import Share, common_plan
+from gpt_oss_server.engine.ranks.pools import Share, common_plan, overdrawn
 from gpt_oss_server.engine.step import HostLayout, StepLayout
 from gpt_oss_server.memory.architecture import LayerAttention, ModelShape
 from gpt_oss_server.memory.kv import PoolPlan, plan_pools
@@ -48,6 +48,17 @@ def test_the_poorest_rank_bounds_all() -> None:
     assert [g.block_bytes for g in common.whole.groups] == [2 * LAYER_BLOCK] * 2
     assert [local.total_bytes for local in common.local] == [40 * LAYER_BLOCK] * 2
     assert (common.members(0), common.members(1)) == ([[1], [0]], [[1], [0]])
+
+
+def test_pools_that_were_asked_for_may_be_more_than_a_rank_has_left() -> None:
+    """Only the rank that lacks it is named, with the bytes; pools that follow from the budgets lack
+    nothing."""
+    rich = Share(0, 0, (SLIDING, FULL), 100 * LAYER_BLOCK)
+    poor = Share(1, 2, (SLIDING, FULL), 40 * LAYER_BLOCK)
+    asked = planned(rich, poor, total=120 * LAYER_BLOCK)
+    assert [local.total_bytes for local in asked.local] == [60 * LAYER_BLOCK] * 2
+    assert overdrawn(asked, [rich, poor]) == {1: 20 * LAYER_BLOCK}
+    assert overdrawn(planned(rich, poor), [rich, poor]) == {}
 
 
 def test_stages_may_lack_a_group() -> None:

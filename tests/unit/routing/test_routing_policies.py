@@ -175,6 +175,16 @@ PREFIX = {"cached_tokens": 600}
         ),
         (
             "earliest_completion",
+            ask(expected_output_tokens=3000.0),
+            [
+                state("a", decoding=1, context_tokens=900, kv_reserved_tokens=99_000),
+                state("b", decoding=10, context_tokens=9000),
+            ],
+            "ba",
+            "so is one that is held for others",
+        ),
+        (
+            "earliest_completion",
             ask(100),
             [state("a", prefill_share=0.7), state("b", decoding=8)],
             "ba",

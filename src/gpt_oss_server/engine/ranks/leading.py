@@ -22,12 +22,12 @@ from gpt_oss_server.engine.ranks.loading import rank_device
 from gpt_oss_server.engine.ranks.messages import Allocate, Loaded, Meet, Ready
 from gpt_oss_server.engine.ranks.outfit import CALL_TIMEOUT_S, Mine, load
 from gpt_oss_server.engine.ranks.packing import pack
-from gpt_oss_server.engine.ranks.pools import CommonPlan, Share, common_plan
+from gpt_oss_server.engine.ranks.pools import CommonPlan, Share, common_plan, overdrawn
 from gpt_oss_server.engine.ranks.rank import Expected, Rank
 from gpt_oss_server.engine.runner import Runner, make_backend, sample_live, spoiled
 from gpt_oss_server.engine.sampler import Sampled, Sampler
 from gpt_oss_server.engine.sequence import Sequence
-from gpt_oss_server.engine.single import sampler_of
+from gpt_oss_server.engine.single import MIB, sampler_of
 from gpt_oss_server.engine.step import StepLayout
 from gpt_oss_server.engine.step_cost import step_cost
 from gpt_oss_server.types import RankInfo
@@ -48,7 +48,7 @@ def equip(crew: Crew, progress: Callable[[str], None]) -> Outfit:
     loaded = {**crew.hear(Loaded), place.rank: mine.report()}
     progress("allocating the KV pools")
     with phases.during("pools"):
-        plan = _plan(mine, loaded)
+        plan = _plan(mine, loaded, progress)
         crew.allocate(lambda rank: Allocate(plan.blocks, plan.members(rank)))
         rank = mine.allocate(plan.blocks, plan.members(place.rank), crew.activity)
         ready = {**crew.hear(Ready), place.rank: Ready(rank.kv_bytes)}
@@ -95,14 +95,16 @@ class CrewRunner:
         return outcome
 
 
-def _plan(mine: Mine, loaded: dict[int, Loaded]) -> CommonPlan:
-    """Raises StartupError where a rank has too little memory, or all of them on one host."""
+def _plan(mine: Mine, loaded: dict[int, Loaded], progress: Callable[[str], None]) -> CommonPlan:
+    """Raises StartupError where a rank has too little memory, or all of them on one host; says so
+    where pools of a size that was asked for leave a GPU too little for steps."""
     spec, part = mine.spec, mine.part
+    shares = [
+        Share(rank, said.first_layer, said.geometry, said.budget_bytes)
+        for rank, said in sorted(loaded.items())
+    ]
     plan = common_plan(
-        [
-            Share(rank, said.first_layer, said.geometry, said.budget_bytes)
-            for rank, said in sorted(loaded.items())
-        ],
+        shares,
         part.shape,
         spec.block_size,
         part.loaded.dtype.itemsize,
@@ -113,6 +115,13 @@ def _plan(mine: Mine, loaded: dict[int, Loaded]) -> CommonPlan:
     )
     if part.loaded.device.type == "cpu":
         check_room(plan.whole.total_bytes, free_bytes())
+    elif spec.kv_cache_bytes:
+        for rank, missing in overdrawn(plan, shares).items():
+            progress(
+                f"warning: rank {rank} has {missing / MIB:.1f} MiB more of KV cache than its "
+                f"weights and steps leave of {loaded[rank].device} at --gpu-memory-utilization "
+                f"{spec.gpu_memory_utilization:g}: choose a smaller --kv-cache-memory"
+            )
     return plan
 
 

@@ -23,7 +23,7 @@ from gpt_oss_server.engine.ranks.messages import Loaded
 from gpt_oss_server.engine.ranks.part import ModelPart
 from gpt_oss_server.engine.ranks.place import Place
 from gpt_oss_server.engine.ranks.rank import Rank
-from gpt_oss_server.engine.ranks.trial import in_flight_bytes, profiled
+from gpt_oss_server.engine.ranks.trial import Trial, in_flight_bytes
 from gpt_oss_server.engine.runner import make_backend
 from gpt_oss_server.engine.single import say_profile
 from gpt_oss_server.engine.spec import EngineSpec
@@ -96,9 +96,13 @@ def load(
     if meter is not None:
         progress("profiling the largest steps")
         backend = make_backend(spec.attention_backend, spec.block_size, [part.loaded.device])
+        trial = Trial(spec, part, backend, comms, bounds)
         with phases.during("profile"):
-            profile = profiled(spec, part, backend, comms, bounds, meter)
+            profile = trial.profiled(meter)
         say_profile(profile, bounds.activations_bytes, progress)
         aside = profile.set_aside_bytes + in_flight_bytes(spec, part, place, bounds)
+        progress("warming up")
+        with phases.during("warm"):
+            trial.warm()
     budget = kv_budget(spec, part.loaded, aside)
     return Mine(spec, part, comms, bounds, budget, profile)

@@ -101,6 +101,16 @@ def common_plan(
     )
 
 
+def overdrawn(plan: CommonPlan, shares: Sequence[Share]) -> dict[int, int]:
+    """By rank, bytes of its pools beyond its budget, where there are any: pools of a size that was
+    asked for may be larger than what a rank has left."""
+    missing = {
+        share.rank: local.total_bytes - share.budget_bytes
+        for share, local in zip(shares, plan.local, strict=True)
+    }
+    return {rank: bytes_ for rank, bytes_ in missing.items() if bytes_ > 0}
+
+
 def _all_layers(shares: Sequence[Share]) -> tuple[LayerAttention, ...]:
     """The entire model's layers, with one rank's heads where all ranks have every layer."""
     layers: list[LayerAttention] = []

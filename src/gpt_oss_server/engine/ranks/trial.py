@@ -64,32 +64,42 @@ class TrialRunner:
         return sample_live(self.sampler, logits, sampling), spoiled(step, written)
 
 
-def profiled(
-    spec: EngineSpec,
-    part: ModelPart,
-    backend: AttentionBackend,
-    comms: Comms,
-    bounds: Bounds,
-    meter: Meter,
-) -> Profile:
-    """What the largest steps take of this rank's device. All ranks call it together. Raises
-    StartupError where they have no room."""
-    loaded, shape = part.loaded, part.shape
-    layers = tiny_pools(shape, spec.block_size, loaded.dtype, loaded.device)
-    rank = Rank(part, layers, backend, comms, Activity(), spec)
-    limits = Limits(
-        batch_tokens=_step_tokens(spec, bounds),
-        max_num_seqs=spec.max_num_seqs,
-        max_len=bounds.max_len,
-        block_size=spec.block_size,
-        vocab_size=loaded.vocab_size,
-        groups=len(cache_groups(shape, loaded.dtype.itemsize)),
-    )
+class Trial:
+    """This rank over pools of one block. All ranks make one and call the same methods together."""
 
-    def make_runner() -> TrialRunner:
-        return TrialRunner(rank, sampler_of(loaded, None))
+    def __init__(
+        self,
+        spec: EngineSpec,
+        part: ModelPart,
+        backend: AttentionBackend,
+        comms: Comms,
+        bounds: Bounds,
+    ) -> None:
+        loaded, shape = part.loaded, part.shape
+        layers = tiny_pools(shape, spec.block_size, loaded.dtype, loaded.device)
+        self._loaded = loaded
+        self._rank = Rank(part, layers, backend, comms, Activity(), spec)
+        self._limits = Limits(
+            batch_tokens=_step_tokens(spec, bounds),
+            max_num_seqs=spec.max_num_seqs,
+            max_len=bounds.max_len,
+            block_size=spec.block_size,
+            vocab_size=loaded.vocab_size,
+            groups=len(cache_groups(shape, loaded.dtype.itemsize)),
+        )
 
-    return profile.profiled(make_runner, limits, meter, loaded.device)
+    def profiled(self, meter: Meter) -> Profile:
+        """What the largest steps take of this rank's device. Raises StartupError where they have no
+        room."""
+        return profile.profiled(self._runner, self._limits, meter, self._loaded.device)
+
+    def warm(self) -> None:
+        """Steps of the other classes of sizes: what compiles at its first use has, before any
+        request waits for it, and before a rank that is still for long counts as stuck."""
+        profile.warm(self._runner(), self._limits)
+
+    def _runner(self) -> TrialRunner:
+        return TrialRunner(self._rank, sampler_of(self._loaded, None))
 
 
 def in_flight_bytes(spec: EngineSpec, part: ModelPart, place: Place, bounds: Bounds) -> int:

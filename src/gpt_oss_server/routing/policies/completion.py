@@ -122,7 +122,9 @@ def _waiting_work(replica: ReplicaState, tokens: int) -> tuple[float, float]:
 
 def _fullness(replica: ReplicaState, new: int, answer: float, batch: int) -> float:
     """Share of the cache, or of the sequence slots, that would be in use: what is held, what
-    waiting prompts and this one will take, and half an answer for each."""
+    waiting prompts and this one will take, and half an answer for each. Where admission holds more
+    than is in use, that and this request whole: what is reserved is not to be had either."""
     kv = replica.pool.kv_tokens
     used = kv - replica.kv_free_tokens + replica.waiting_tokens + new + 0.5 * answer * batch
-    return max(used / kv, batch / replica.pool.max_num_seqs)
+    reserved = replica.kv_reserved_tokens + new + answer
+    return max(used / kv, reserved / kv, batch / replica.pool.max_num_seqs)
