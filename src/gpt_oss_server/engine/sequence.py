@@ -20,12 +20,12 @@ NO_SLOT = -1
 class Sequence:
     """A job's life in the engine. `arrival` is its rank for fairness and preemption and never
     changes; `computed` counts tokens whose KV is in the pool, `launched` those and the ones that
-    steps in flight compute; `turn` numbers the last step that it was in, where several may be in
-    flight. `ahead` is 1 while its next token is sampled but not known here, from row `ahead_row` of
-    what was sampled; steps may be launched with it all the same. `slot` is its row in the
-    persistent step arrays while it runs. `blocks[g]` are the block ids it holds in group g, for the
-    logical blocks `first_block[g] ..`. Up to `parting_block` its beginning was found in the
-    full-attention pools when it was last looked up.
+    steps in flight compute; `turn` numbers the last step that it was in: where not all decode in
+    one, those go first for whom it is longest ago. `ahead` is 1 while its next token is sampled but
+    not known here, from row `ahead_row` of what was sampled; steps may be launched with it all the
+    same. `slot` is its row in the persistent step arrays while it runs. `blocks[g]` are the block
+    ids it holds in group g, for the logical blocks `first_block[g] ..`. Up to `parting_block` its
+    beginning was found in the full-attention pools when it was last looked up.
     """
 
     key: int

@@ -180,6 +180,13 @@ def test_slo() -> None:
         Slo(share=0.0)
 
 
+def test_goodput_is_the_load_where_everybody_is_served_as_promised() -> None:
+    """However few came: three requests within a second are two a second."""
+    asked = workload((0.0, 100, 10), (0.5, 100, 10), (1.0, 100, 10))
+    outcome = simulate(asked, Fleet((Pool(replica(), 1),)), policy("round_robin"))
+    assert judge(outcome, Slo()).goodput_per_s == pytest.approx(asked.requests_per_s) == 2.0
+
+
 def test_an_impossible_fleet() -> None:
     """No pool, or an empty one."""
     with pytest.raises(ConfigError, match="at least one pool"):

@@ -322,7 +322,11 @@ class _Run:
                 answered[index] = seq.output_tokens
                 end_s = max(end_s, seq.finish_s)
         cut = sum(member.server.cut for member in self.members)
-        closed_s = end_s if self.clients is not None else self.workload.duration_s
+        # Open: as long as so many take at their mean rate, so that goodput never exceeds it.
+        came_s = end_s
+        if self.clients is None:
+            rate = self.workload.requests_per_s
+            came_s = count / rate if rate > 0 else 0.0
         return Outcome(
             arrival_s=arrived,
             input_tokens=np.array([r.input_tokens for r in requests], dtype=np.int64),
@@ -334,7 +338,7 @@ class _Run:
             preemptions=preempted,
             replica=self.where,
             replicas=tuple(member.record() for member in self.members),
-            span_s=closed_s,
+            span_s=came_s,
             end_s=end_s,
             samples=_samples(self.sampled),
             notes=(f"{cut} answers were cut at the bound they were granted",) if cut else (),

@@ -51,7 +51,8 @@ class Samples:
 class Outcome:
     """One run. Per request: when it came, its tokens, how it ended, times from its arrival (NaN
     unless served), tokens found cached, preemptions, and the replica's place in `replicas`
-    (−1: none). `span_s` is the time in which requests came, `end_s` when the last one ended."""
+    (−1: none). `span_s` is the time in which so many requests come at their mean rate
+    (in a closed loop: the whole run), `end_s` when the last one ended."""
 
     arrival_s: Floats
     input_tokens: Ints
