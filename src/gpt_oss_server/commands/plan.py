@@ -244,10 +244,18 @@ def _lay_out(
 
 def _check_engine(arguments: Mapping[str, object]) -> None:
     """That no flag asks for what the replicas that are started will not do. Raises ConfigError."""
+    from gpt_oss_server.simulate.calibrate.served import OWN
+
     if arguments["engine"] == "own" and arguments["admission"] == "engine":
         raise ConfigError(
             "--admission engine: this server reserves KV before its engine; --engine vllm is for "
             "replicas that do not"
+        )
+    measured = inputs.calibration(arguments)
+    if measured is not None and (measured.served.server == OWN) != (arguments["engine"] == "own"):
+        raise ConfigError(
+            f"--engine {arguments['engine']}: {arguments['calibration']} was measured on another "
+            f"server ({measured.served.server})"
         )
     for name in ("prefill_order", "max_waiting", "max_wait_s"):
         value = arguments[name]

@@ -119,6 +119,17 @@ def test_replicas_of_other_shapes() -> None:
     assert two.time.base_s(1) > 2 * other.time.base_s(1)
 
 
+def test_limits_that_were_not_measured_are_refused() -> None:
+    """Its own limits may be named, others not; the queue before it is free to choose."""
+    asked = EngineSettings(max_num_seqs=32, max_waiting=7, max_wait_s=2.0)
+    own = WHOLE.replica(TINY, TINY_COST, HARDWARE, asked).settings
+    assert (own.max_num_seqs, own.max_batch_tokens) == (32, 256)
+    assert (own.max_waiting, own.max_wait_s) == (7, 2.0)
+    for name, value in (("max_num_seqs", 64), ("prefill_order", "fcfs"), ("admission", "engine")):
+        with pytest.raises(ConfigError, match=f"^--{name.replace('_', '-')} {value}: the calibr"):
+            WHOLE.replica(TINY, TINY_COST, HARDWARE, replace(asked, **{name: value}))  # type: ignore[arg-type]
+
+
 def test_errors_as_a_table() -> None:
     """What was not measured is a dash."""
     lines = told(WHOLE.errors)

@@ -162,6 +162,27 @@ def test_samples_over_time() -> None:
     assert found.samples.kv_share.max() <= 1.0
 
 
+def test_of_too_many_looks_neighbours_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that outlasts what was expected is looked at more seldom, and evenly, as if it had been
+    so from the start."""
+    asked = make_workload("chat", requests_per_s=4, duration_s=30, seed=1)
+
+    def looks(every_s: float) -> Outcome:
+        return simulate(asked, MIXED, policy("least_request"), sample_every_s=every_s)
+
+    plain = looks(4.0).samples
+    monkeypatch.setattr("gpt_oss_server.simulate.fleet.cluster.MOST_LOOKS", 9)
+    thinned = looks(1.0).samples
+    assert plain is not None
+    assert thinned is not None
+    assert len(thinned.at_s) < 9
+    count = min(len(plain.at_s), len(thinned.at_s))
+    assert count >= 7
+    assert thinned.at_s[:count].tolist() == plain.at_s[:count].tolist()
+    assert thinned.utilization[:count] == pytest.approx(plain.utilization[:count], abs=1e-6)
+    assert (thinned.decoding[:count] == plain.decoding[:count]).all()
+
+
 def test_slo() -> None:
     """Shares per class by hand: who was late, slow or dropped is a miss."""
     slo = Slo((SloClass("a", 100, 1.0, 0.1), SloClass("b", float("inf"), 5.0, 0.1)), share=0.5)

@@ -6,14 +6,19 @@ import argparse
 import json
 import re
 import shlex
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import pytest
 import yaml
+from sim_loops import SERVED
+from test_sim_calibration_file import WHOLE
 
 from gpt_oss_server import cli
 from gpt_oss_server.commands import plan as command
+from gpt_oss_server.simulate.calibrate.calibration_file import as_yaml
+from gpt_oss_server.simulate.calibrate.served import OWN
 from gpt_oss_server.simulate.cost.gpu_types import gpu_type
 
 PAGE = Path(__file__).parents[3] / "docs" / "planning.md"
@@ -208,6 +213,19 @@ def test_an_empty_log_is_no_workload(tmp_path: Path, capsys: pytest.CaptureFixtu
     status, _, err = plan(capsys, "--gpus", "8", "--workload", str(a_log(empty, 2)))
     assert status == 2
     assert err == "error: empty has 2 requests: at least 20 are needed to plan by\n"
+
+
+def test_a_calibration_is_of_the_server_that_is_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured on one is no figure for the other, which admits differently."""
+    for engine, other in (("vllm", OWN), ("own", "vllm")):
+        path = tmp_path / f"{other}.yaml"
+        path.write_text(as_yaml(replace(WHOLE, served=replace(SERVED, server=other))))
+        argv = ("--gpus", "1", "--calibration", str(path), "--engine", engine)
+        status, _, err = plan(capsys, *argv)
+        said = f"error: --engine {engine}: {path} was measured on another server ({other})\n"
+        assert (status, err) == (2, said)
 
 
 def test_every_flag_is_on_the_page() -> None:

@@ -16,7 +16,7 @@ import yaml
 from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.memory.errors import ImpossibleSplit
 from gpt_oss_server.simulate.calibrate.judging import Spread
-from gpt_oss_server.simulate.calibrate.likeness import UNKNOWN, replica_like
+from gpt_oss_server.simulate.calibrate.likeness import UNKNOWN, limited, replica_like
 from gpt_oss_server.simulate.calibrate.served import Served
 from gpt_oss_server.simulate.calibrate.trial import Measured, Row, Trial
 from gpt_oss_server.simulate.cost.gpu_types import GpuType, parse_gpu
@@ -55,15 +55,17 @@ class Calibration:
         shape: Shape,
         settings: EngineSettings,
     ) -> Replica:
-        """A replica of this shape: where it is the measured one, as the server is (`settings` are
-        for others); on the same type of GPU with its efficiency; on others as ever.
+        """A replica of this shape: where it is the measured one, as the server is (`settings` bound
+        the queue before it); on the same type of GPU with its efficiency; on others as ever.
 
         Raises:
             ImpossibleSplit: hardware of which nothing is known, in another shape than measured.
             DoesNotFit, ShapeUnknown: as `lay_out`.
+            ConfigError: `settings` ask of the measured shape for other limits than it has.
         """
         if shape == self.shape:
-            return replica_like(self.served, config, model, shape, self.efficiency)
+            like = replica_like(self.served, config, model, shape, self.efficiency)
+            return limited(like, settings)
         if shape.gpu.name != self.gpu.name:
             return lay_out(config, model, shape, settings, Efficiency())
         if self.gpu.name == UNKNOWN:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from gpt_oss_server.errors import ConfigError
 from gpt_oss_server.simulate.calibrate.served import OWN, Served
 from gpt_oss_server.simulate.cost.gpu_types import GpuType
 from gpt_oss_server.simulate.cost.layout import EngineSettings, Replica, Shape, lay_out
@@ -58,6 +59,22 @@ def settings_of(served: Served) -> EngineSettings:
         admission_mode=served.admission_mode,
         micro_batches=served.micro_batches if served.micro_batches > 1 else None,
     )
+
+
+def limited(replica: Replica, asked: EngineSettings) -> Replica:
+    """A replica like a server, with the queue before it that was asked for. Raises ConfigError
+    where another limit was asked for than the server has: how fast it would be with that was not
+    measured."""
+    for name in ("max_num_seqs", "max_batch_tokens", "prefill_order", "admission"):
+        value, own = getattr(asked, name), getattr(replica.settings, name)
+        if value not in (own, getattr(_DEFAULTS, name)):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{flag} {value}: the calibrated server was measured with {own}, and is simulated "
+                f"with that; leave {flag} out, or calibrate it with {value}"
+            )
+    settings = replace(replica.settings, max_waiting=asked.max_waiting, max_wait_s=asked.max_wait_s)
+    return replace(replica, settings=settings)
 
 
 def replica_like(

@@ -32,6 +32,9 @@ from gpt_oss_server.simulate.results.slo import Slo
 from gpt_oss_server.simulate.workload.requests import Request, Workload
 
 MAX_ATTEMPTS = 3
+MOST_LOOKS = 100_001
+"""Of more looks at the fleet neighbours become one: how long a closed loop lasts shows only at its
+end."""
 _Looks = tuple[float, list[float], list[float], list[int], list[int]]
 """A moment; by replica busy, KV in use, waiting, decoding: the columns of `Samples`."""
 
@@ -300,6 +303,9 @@ class _Run:
             waiting.append(member.server.waiting)
             decoding.append(count)
         self.sampled.append((at_s, busy, kv, waiting, decoding))
+        if len(self.sampled) >= MOST_LOOKS:
+            self.sampled = _halved(self.sampled)
+            self.every_s = every_s = 2 * every_s
         self.next_sample_s = at_s + every_s
 
     def _outcome(self) -> Outcome:
@@ -351,6 +357,16 @@ def _insert(arrivals: list[tuple[float, int]], entry: tuple[float, int]) -> None
     while place and arrivals[place - 1] > entry:
         place -= 1
     arrivals.insert(place, entry)
+
+
+def _halved(rows: list[_Looks]) -> list[_Looks]:
+    """An odd number of looks, of which the first is of the moment before anything happened: the
+    others in pairs, as if looked at half as often."""
+    halved = rows[:1]
+    for before, (at_s, busy, kv, waiting, decoding) in zip(rows[1::2], rows[2::2], strict=True):
+        means = [(one + other) / 2 for one, other in zip(before[1], busy, strict=True)]
+        halved.append((at_s, means, kv, waiting, decoding))
+    return halved
 
 
 def _samples(rows: list[_Looks]) -> Samples | None:
