@@ -18,7 +18,7 @@ kept apart (long prompts with few decoders, long answers with little prefill) wh
            token, was promised to take, times how much those mind by now (the slope of the power)
     twice  what is cached of the prompt elsewhere but not here would be held twice: it displaces
            as much of what others come back for, whose prefill then does harm again, some time,
-           somewhere: as much as a prefill does now on the mean of all replicas
+           anywhere: as much as it would do now, shared out over all replicas by their speed
 
 Times come from each pool's own speed, so that a replica of four GPUs and one of a single GPU
 compare in seconds. No threshold says what is long. What was tried instead is in
@@ -28,9 +28,17 @@ docs/adr/0011-simulator.md.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
-from gpt_oss_server.routing.policies.view import Ask, Ranked, ReplicaState, able, by_score
+from gpt_oss_server.routing.policies.view import (
+    Ask,
+    Ranked,
+    ReplicaState,
+    Speed,
+    able,
+    by_score,
+)
 
 TTFT_S = 10.0
 TPOT_S = 0.05
@@ -66,9 +74,12 @@ class EarliestCompletion:
             prices.append(price)
         if most > 0:
             # Summed so that the order of the replicas does not matter, not even in rounding.
-            price = DISPLACED * math.fsum(prices) / len(prices)
+            price = DISPLACED * math.fsum(prices)
+            pools = sorted(Counter(r.pool.name for r in fit).items())
+            speeds = {r.pool.name: r.pool.speed for r in fit}
+            shares = [(count, speeds[name]) for name, count in pools]
             scored = [
-                Ranked(ranked.score + price * _twice_s(replica, most), ranked.id)
+                Ranked(ranked.score + price * _anywhere_s(shares, replica, most), ranked.id)
                 for ranked, replica in zip(scored, fit, strict=True)
             ]
         return by_score(scored)
@@ -100,10 +111,16 @@ def _score(ask: Ask, replica: ReplicaState) -> tuple[float, float]:
     return float(late**POWER + slow**POWER + own_s * price), price
 
 
-def _twice_s(replica: ReplicaState, cached_tokens: int) -> float:
-    """Seconds of prefill of what another replica has cached of the prompt and this one has not."""
+def _anywhere_s(
+    shares: Sequence[tuple[int, Speed]], replica: ReplicaState, cached_tokens: int
+) -> float:
+    """Seconds of prefill of what another replica has cached of the prompt and this one has not,
+    over the number of replicas, each of which gets as much of it as it is fast."""
     missing = cached_tokens - replica.cached_tokens
-    return replica.pool.speed.prefill_s(missing, replica.cached_tokens) if missing else 0.0
+    if not missing:
+        return 0.0
+    each = (speed.prefill_s(missing, replica.cached_tokens) for _, speed in shares)
+    return 1.0 / sum(count / seconds for (count, _), seconds in zip(shares, each, strict=True))
 
 
 def _waiting_work(replica: ReplicaState, tokens: int) -> tuple[float, float]:
